@@ -1,0 +1,61 @@
+# Every target makes what it needs, from nothing: `make demo` in a fresh clone is enough.
+
+PYTHON ?= python3
+READY := .venv/.ready
+
+# Options for llama.cpp's build, such as CMAKE_ARGS="-DGGML_CUDA=on", are remembered until others
+# are given (CMAKE_ARGS= for none).
+REMEMBERED := $(shell cat .venv/cmake-args 2>/dev/null)
+CMAKE_ARGS ?= $(REMEMBERED)
+export CMAKE_ARGS
+
+# All that run without arguments; they find llama.cpp's tools in the folder $$PEERS.
+BENCHMARKS := $(filter-out bench/logits.py,$(wildcard bench/*.py))
+
+.PHONY: help setup demo test lint bench build clean FORCE
+
+help: ## what there is to make
+	@sed -n 's/^\([a-z]*\):.* ## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+setup: $(READY) ## .venv with gemcut, llama.cpp built for this machine, and the developers' tools
+
+demo: $(READY) ## the whole way on the embedded model
+	.venv/bin/gemcut demo
+
+test: $(READY) ## the tests
+	.venv/bin/python -m pytest
+
+lint: $(READY) ## formatting, lint and types
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+bench: $(READY) ## compare with llama.cpp's own tools (builds them first)
+	@PEERS=$$(bench/peers.sh) && export PEERS && for script in $(BENCHMARKS); do \
+	    echo "$$script"; .venv/bin/python "$$script" || exit 1; \
+	done
+
+build: $(READY) ## wheel and source distribution in dist/
+	rm -rf dist
+	.venv/bin/python -m build --outdir dist .
+
+clean: ## remove all that was made here; the cache of built wheels stays
+	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml .ci/engine.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "gemcut needs Python 3.11 or newer, and $(PYTHON) is not: make PYTHON=python3.12"; \
+	    exit 1; }
+	@rm -f $@
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv/bin/python .ci/engine.py
+	@# setuptools warns on every editable install that a folder may shadow the package
+	PYTHONWARNINGS=ignore .venv/bin/python -m pip install --quiet --editable . --group dev
+	@printf '%s\n' "$$CMAKE_ARGS" > .venv/cmake-args
+	@touch $@
+
+ifneq ($(strip $(CMAKE_ARGS)),$(strip $(REMEMBERED)))
+$(READY): FORCE
+endif

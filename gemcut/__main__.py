@@ -1,0 +1,6 @@
+"""`python -m gemcut` is the command `gemcut`."""
+
+from gemcut.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The error tree. Every error says what, where, wanted and got, and what to do next.
+
+    GemcutError
+    ├── UsageError         a word or number given to gemcut cannot be understood
+    ├── CheckpointError    a source cannot be read or is not what its config says
+    ├── GGUFError          a file is not a (whole, sane) GGUF
+    ├── PlanError          a plan or a choice of types does not fit the tensors
+    ├── BudgetError        no choice fits the budget
+    ├── OutputError        a result cannot be written
+    ├── TextError          a text cannot be read or is too short
+    └── EngineError        ggml or llama.cpp is missing, too old, or refused
+"""
+
+
+class GemcutError(Exception):
+    """Something a user can act on; shown as one line, without a traceback."""
+
+
+class UsageError(GemcutError):
+    """A word or number given to gemcut cannot be understood."""
+
+
+class CheckpointError(GemcutError):
+    """A checkpoint cannot be read, is incomplete, or disagrees with its own config."""
+
+
+class GGUFError(GemcutError):
+    """A file is not a GGUF, or is truncated or inconsistent."""
+
+
+class PlanError(GemcutError):
+    """A plan, or a choice of types, does not fit the tensors it is for."""
+
+
+class BudgetError(GemcutError):
+    """No choice of types fits the budget."""
+
+
+class OutputError(GemcutError):
+    """A result cannot be written where it was asked for."""
+
+
+class TextError(GemcutError):
+    """A text cannot be read or is too short to be scored."""
+
+
+class EngineError(GemcutError):
+    """ggml or llama.cpp is missing, of another version, or refused what it was asked."""
