@@ -1,0 +1,225 @@
+"""What llama.cpp is asked for and what it answers, as plain values: options, devices, memory.
+
+Pure Python: the functions of llama.cpp are called in `gemcut.llama` alone.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from gemcut.errors import EngineError
+
+PINNED = "0.3.36"  # of llama-cpp-python; its C structs have no version of their own
+INSTALL = f"pip install llama-cpp-python=={PINNED}"
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a file is loaded and where its tensors go. The names are llama.cpp's."""
+
+    gpu_layers: int = -1  # layers on GPU devices, the output counts as one; negative: all
+    # (regular expression of tensor names, device whose memory takes them): the first match wins.
+    overrides: tuple[tuple[str, str], ...] = ()
+    devices: tuple[str, ...] | None = None  # None: every GPU there is; (): none, not even for KV
+    rpc: tuple[str, ...] = ()  # endpoints "host:port" that are added as devices first
+    split_mode: str = "layer"  # over several GPUs: none, layer, row, tensor
+    tensor_split: tuple[float, ...] = ()  # shares of the GPUs; (): by their free memory
+    main_gpu: int = 0  # the only one used by split_mode none
+    load_mode: str = "auto"  # auto, none, mmap, mlock, mmap_mlock, direct_io
+    repack: bool = True  # let the CPU hold weights in a faster layout of its own
+    no_host: bool = False  # skip pinned host memory, which allows repacking beside a GPU
+    check_tensors: bool = False  # read every tensor and refuse NaN or infinite blocks
+    vocab_only: bool = False
+    no_alloc: bool = False  # plan memory without reading a tensor; needs load_mode none
+
+
+@dataclass(frozen=True)
+class ContextOptions:
+    """The size and kind of a context. The names are llama.cpp's; some defaults are not.
+
+    llama.cpp's own defaults (full-size sliding-window caches, room for the logits of a whole
+    batch) cost gigabytes on models with a large vocabulary or long windows.
+    """
+
+    n_ctx: int = 512  # tokens over all sequences
+    n_batch: int | None = None  # most tokens of one decode; None: n_ctx
+    n_ubatch: int = 512  # tokens computed at once
+    n_seq: int = 1
+    threads: int | None = None  # None: `default_threads()`
+    flash_attention: bool | None = True  # None: llama.cpp decides
+    swa_full: bool = False
+    type_k: str = "f16"
+    type_v: str = "f16"
+    n_outputs: int | None = None  # most tokens of one decode that get logits; None: n_batch
+    offload_kqv: bool = True
+    op_offload: bool = True
+    kv_unified: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq", "threads", "n_outputs"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value < 1 << 31:  # llama.cpp would take it modulo
+                raise EngineError(f"{name} is {value}, wanted 1 or more")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn; the defaults are llama.cpp's. Temperature 0 is greedy."""
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    seed: int | None = None  # None: another one each time
+
+    def __post_init__(self) -> None:
+        shares = 0 <= self.top_p <= 1 and 0 <= self.min_p <= 1
+        if not (shares and 0 <= self.temperature < float("inf") and self.repeat_penalty > 0):
+            raise EngineError(
+                f"{self}: wanted top_p and min_p from 0 to 1, a temperature of 0 or more and a "
+                "repeat_penalty above 0"
+            )
+
+
+@dataclass(frozen=True)
+class Device:
+    """Something ggml computes on. Memory in bytes, 0 where the backend does not know."""
+
+    name: str  # as overrides and `ModelOptions.devices` call it
+    description: str
+    kind: str  # cpu, gpu, igpu, accel, meta
+    free: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Cache:
+    """One of a context's caches: keys and values ("full", "swa") or states ("recurrent")."""
+
+    kind: str
+    bytes: int
+    cells: int  # tokens, or states
+    devices: tuple[str, ...]  # one entry per layer
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What llama.cpp's log says it takes; the log rounds to 0.01 MiB.
+
+    weights and compute are bytes by buffer type ("CPU", "CUDA0", ...).
+    outputs is the largest host buffer for logits: n_outputs * n_vocab * 4.
+    """
+
+    weights: Mapping[str, int] = field(default_factory=dict)
+    caches: tuple[Cache, ...] = ()
+    compute: Mapping[str, int] = field(default_factory=dict)
+    outputs: int = 0
+
+    def cache_bytes(self, kind: str) -> int:
+        """Bytes of all caches of one kind."""
+        return sum(cache.bytes for cache in self.caches if cache.kind == kind)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON knows them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`, lists for tuples allowed."""
+        caches = (Cache(**{**c, "devices": tuple(c["devices"])}) for c in data["caches"])
+        return cls(data["weights"], tuple(caches), data["compute"], data["outputs"])
+
+
+_BUFFER = re.compile(r"^\w+: +(\S+) +(model|compute) buffer size = +([\d.]+) MiB")
+_CACHE_KIND = re.compile(r"creating +(non-SWA|SWA) KV cache")
+_CACHE_LAYER = re.compile(r"^(\w+)[:,] layer +\d+: dev = (\S+)")
+_CACHE_SIZE = re.compile(r"^(\w+): size = +([\d.]+) MiB \( *(\d+) cells")
+_MIB = 1 << 20
+
+
+def read_memory(lines: Iterable[str], outputs: int = 0) -> Memory:
+    """Read the sizes out of the log lines of loading a model or making a context."""
+    sizes: dict[str, dict[str, int]] = {"model": {}, "compute": {}}
+    caches: list[Cache] = []
+    kind, devices = "full", []
+    for line in lines:
+        if match := _BUFFER.search(line):
+            of_kind = sizes[match[2]]
+            of_kind[match[1]] = of_kind.get(match[1], 0) + _bytes(match[3])
+        elif match := _CACHE_KIND.search(line):
+            kind = "swa" if match[1] == "SWA" else "full"
+        elif match := _CACHE_LAYER.search(line):
+            devices.append(match[2])
+        elif match := _CACHE_SIZE.search(line):
+            kind = "recurrent" if "recurrent" in match[1] else kind
+            caches.append(Cache(kind, _bytes(match[2]), int(match[3]), tuple(devices)))
+            kind, devices = "full", []
+    weights = {name: size for name, size in sizes["model"].items() if size}
+    return Memory(weights, tuple(caches), sizes["compute"], outputs)
+
+
+def _bytes(mebibytes: str) -> int:
+    return round(float(mebibytes) * _MIB)
+
+
+def default_threads() -> int:
+    """Physical cores this process may use: affinity and cgroup v2 quota honoured, at least 1.
+
+    Two hyper-threads of a core share the units that multiply, so the second one does not help.
+    """
+    if sys.platform == "darwin":
+        return _performance_cores() or os.cpu_count() or 1
+    return max(1, min([len(_physical(usable_cpus())), *_quotas()]))
+
+
+def usable_cpus() -> set[int]:
+    """Logical CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return set(os.sched_getaffinity(0))
+    return set(range(os.cpu_count() or 1))
+
+
+def physical_cores() -> int:
+    """Physical cores behind the usable CPUs, before any quota."""
+    return len(_physical(usable_cpus()))
+
+
+def cgroup_values(name: str) -> Iterator[str]:
+    """The contents of a cgroup v2 file in this process's group and in every group above it."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    here = next((root / line[3:].strip("/") for line in groups if line.startswith("0::")), root)
+    for folder in (here, *here.parents):
+        if folder.is_relative_to(root) and (folder / name).is_file():
+            yield (folder / name).read_text().strip()
+
+
+def _physical(cpus: set[int]) -> set[str]:
+    """One entry per core: the list of its hyper-threads where Linux tells, else the CPU itself."""
+    cores = set()
+    for cpu in cpus:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(path.read_text() if path.is_file() else str(cpu))
+    return cores
+
+
+def _quotas() -> list[int]:
+    """Whole cores that each cgroup limit leaves; a cgroup writes "quota period" or "max period"."""
+    limits = [value.split() for value in cgroup_values("cpu.max")]
+    return [max(1, int(quota) // int(period)) for quota, period in limits if quota != "max"]
+
+
+def _performance_cores() -> int:
+    command = ["sysctl", "-n", "hw.perflevel0.physicalcpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return int(done.stdout) if done.stdout.strip().isdigit() else 0

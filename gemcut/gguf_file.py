@@ -1,0 +1,239 @@
+"""Reading GGUF files: metadata with its exact kinds, the tensor table, rows of bytes.
+
+The format is described in ggml's `docs/gguf.md` (version 3; 2 differs in nothing that is read
+here). Every count and length comes off the disk and is checked against the bytes that are left
+before anything is allocated. Nothing here writes (`gguf_writer`) or knows what a tensor means.
+"""
+
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gemcut import ggml
+from gemcut.errors import GGUFError
+
+MAGIC = b"GGUF"
+ALIGNMENT = 32
+MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
+
+# The scalar kinds with their numbers in the file and their layout.
+SCALARS: dict[str, tuple[int, str]] = {
+    "u8": (0, "B"),
+    "i8": (1, "b"),
+    "u16": (2, "H"),
+    "i16": (3, "h"),
+    "u32": (4, "I"),
+    "i32": (5, "i"),
+    "f32": (6, "f"),
+    "bool": (7, "?"),
+    "u64": (10, "Q"),
+    "i64": (11, "q"),
+    "f64": (12, "d"),
+}
+STRING, ARRAY = 8, 9
+_SCALAR_BY_NUMBER = {number: (kind, code) for kind, (number, code) in SCALARS.items()}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A metadata value: `kind` is a scalar's name, "str", or an array of one, as in "[u32]"."""
+
+    kind: str
+    data: Any
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor of a file. `shape` is row-major, as numpy counts: rows of `shape[-1]` weights."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: ggml.Type
+    offset: int = 0  # bytes from the start of the data section
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return prod(self.shape)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows over all leading dimensions."""
+        return prod(self.shape[:-1])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one encoded row."""
+        return self.type.row_bytes(self.shape[-1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the encoded tensor, without padding."""
+        return self.rows * self.row_bytes
+
+
+class GGUFFile:
+    """An opened GGUF file, mapped into memory; nothing of the tensors is read until asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Map the file and read its header.
+
+        Raises:
+            GGUFError: not a GGUF, another version, truncated, or inconsistent.
+        """
+        self.path = Path(path)
+        try:
+            with open(self.path, "rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:  # ValueError: the file is empty
+            reason = error.strerror if isinstance(error, OSError) else "the file is empty"
+            raise GGUFError(f"{self.path}: cannot be read as a GGUF: {reason}") from error
+        try:
+            self._parse(_Cursor(self._map, self.path))
+        except BaseException:
+            self.close()
+            raise
+
+    def _parse(self, cursor: "_Cursor") -> None:
+        if (magic := cursor.take(4)) != MAGIC:
+            raise GGUFError(f"{self.path}: not a GGUF: begins with {magic!r}, wanted {MAGIC!r}")
+        self.version = cursor.scalar("I")
+        if self.version not in (2, 3):
+            raise GGUFError(f"{self.path}: GGUF version {self.version}, wanted 2 or 3")
+        n_tensors, n_values = cursor.count(24), cursor.count(13)
+        self.metadata: Mapping[str, Value] = dict(cursor.pair() for _ in range(n_values))
+        alignment = self.metadata.get("general.alignment", Value("u32", ALIGNMENT)).data
+        if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
+            raise GGUFError(f"{self.path}: alignment {alignment!r} is not a power of two")
+        infos = [cursor.tensor() for _ in range(n_tensors)]
+        self.tensors: Mapping[str, TensorInfo] = {info.name: info for info in infos}
+        if len(self.tensors) != len(infos):
+            raise GGUFError(f"{self.path}: two tensors of one name")
+        self.data_offset = -(-cursor.position // alignment) * alignment
+        self._check_extent()
+
+    def _check_extent(self) -> None:
+        for info in self.tensors.values():
+            end = self.data_offset + info.offset + info.nbytes
+            if end > len(self._map):
+                raise GGUFError(
+                    f"{self.path}: truncated: {info.name} ends at byte {end}, "
+                    f"the file at {len(self._map)}; copy or download it again"
+                )
+
+    def rows(self, name: str, start: int = 0, stop: int | None = None) -> ggml.Bytes:
+        """Encoded rows [n, row_bytes] of a tensor, a read-only view of the file."""
+        info = self.tensors[name]
+        stop = info.rows if stop is None else stop
+        begin = self.data_offset + info.offset + start * info.row_bytes
+        flat = np.frombuffer(self._map, np.uint8, (stop - start) * info.row_bytes, begin)
+        return flat.reshape(stop - start, info.row_bytes)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The data of a metadata value, or the default."""
+        value = self.metadata.get(key)
+        return default if value is None else value.data
+
+    @cached_property
+    def weights(self) -> int:
+        """Number of weights of all tensors."""
+        return sum(info.weights for info in self.tensors.values())
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all encoded tensors, without header and padding."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    @property
+    def bpw(self) -> float:
+        """Bits per weight over all tensors."""
+        return 8 * self.tensor_bytes / self.weights
+
+    def close(self) -> None:
+        """Unmap the file; views of it that are still alive keep it mapped until they go."""
+        try:
+            self._map.close()
+        except BufferError:  # a view is alive
+            pass
+
+    def __enter__(self) -> "GGUFFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Cursor:
+    """A position in the header; every read is checked against the end of the file."""
+
+    def __init__(self, data: mmap.mmap, path: Path) -> None:
+        self.data, self.path, self.position = data, path, 0
+
+    def take(self, size: int) -> bytes:
+        end = self.position + size
+        if end > len(self.data):
+            raise GGUFError(f"{self.path}: truncated: the header goes on past the end of the file")
+        piece = self.data[self.position : end]
+        self.position = end
+        return piece
+
+    def scalar(self, code: str) -> Any:
+        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
+
+    def count(self, least: int) -> int:
+        """A count of things that take at least so many bytes each."""
+        number: int = self.scalar("Q")
+        if number * least > len(self.data) - self.position:
+            raise GGUFError(
+                f"{self.path}: truncated or damaged: {number} entries announced at byte "
+                f"{self.position - 8}, {len(self.data) - self.position} bytes left"
+            )
+        return number
+
+    def string(self) -> str:
+        # surrogateescape: a name or token that is not UTF-8 survives reading and writing
+        return self.take(self.count(1)).decode("utf-8", "surrogateescape")
+
+    def pair(self) -> tuple[str, Value]:
+        return self.string(), self.value(self.scalar("I"))
+
+    def value(self, number: int) -> Value:
+        if number == STRING:
+            return Value("str", self.string())
+        if number == ARRAY:
+            return self.array()
+        if number not in _SCALAR_BY_NUMBER:
+            raise GGUFError(f"{self.path}: damaged: value type {number} at byte {self.position}")
+        kind, code = _SCALAR_BY_NUMBER[number]
+        return Value(kind, self.scalar(code))
+
+    def array(self) -> Value:
+        number = self.scalar("I")
+        if number == STRING:
+            return Value("[str]", [self.string() for _ in range(self.count(8))])
+        if number not in _SCALAR_BY_NUMBER:
+            raise GGUFError(f"{self.path}: damaged: array of type {number}")
+        kind, code = _SCALAR_BY_NUMBER[number]
+        size = struct.calcsize("<" + code)
+        raw = self.take(self.count(size) * size)
+        return Value(f"[{kind}]", np.frombuffer(raw, np.dtype(code).newbyteorder("<")).tolist())
+
+    def tensor(self) -> TensorInfo:
+        name, n_dims = self.string(), self.scalar("I")
+        if not 0 < n_dims <= MAX_DIMENSIONS:
+            raise GGUFError(f"{self.path}: {name} has {n_dims} dimensions, wanted 1 to 4")
+        shape = tuple(self.scalar("Q") for _ in range(n_dims))[::-1]
+        number, offset = self.scalar("I"), self.scalar("Q")
+        kind = ggml.type_with_id(number)
+        if kind is None:
+            raise GGUFError(f"{self.path}: {name} has type {number}, which this ggml cannot read")
+        if 0 in shape or not kind.fits(shape[-1]):
+            raise GGUFError(f"{self.path}: {name}: shape {shape} does not hold blocks of {kind}")
+        return TensorInfo(name, shape, kind, offset)

@@ -1,0 +1,236 @@
+"""A model that llama.cpp has loaded: its weights, its numbers, its vocabulary."""
+
+import ctypes
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemcut.engine import Memory, ModelOptions, read_memory
+from gemcut.errors import EngineError, TextError
+from gemcut.llama.devices import add_rpc
+from gemcut.llama.library import log, require
+from gemcut.llama.owner import Owner
+from gemcut.llama.params import model_params
+
+Progress = Callable[[float], None]
+
+
+class Model(Owner):
+    """A loaded GGUF file. Close it, or use it as a context manager; its contexts close with it."""
+
+    def __init__(self, handle: int, options: ModelOptions, memory: Memory) -> None:
+        self.options = options
+        self.memory = memory  # the weights' bytes by buffer type, from the log
+        self.dependents: weakref.WeakSet[Owner] = weakref.WeakSet()  # closed before the model
+        self._c = require()
+        super().__init__("model", handle, self._c.llama_model_free)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        options: ModelOptions | None = None,
+        on_progress: Progress | None = None,
+    ) -> Self:
+        """Load a GGUF file; of a split one the first part.
+
+        Args:
+            on_progress: called with the fraction loaded; what it raises ends the loading.
+
+        Raises:
+            EngineError: not a GGUF, cut short, of an unknown architecture, or out of memory;
+                in llama.cpp's words where it has some.
+        """
+        c, path, options = require(), Path(path), options or ModelOptions()
+        _check_file(path)
+        for endpoint in options.rpc:
+            add_rpc(endpoint)
+        params, kept = model_params(c, options)
+        report = _Report(on_progress)
+        callback = c.llama_progress_callback(report)
+        params.progress_callback = callback
+        mark = log.count
+        handle = c.llama_model_load_from_file(str(path).encode(), params)
+        del kept, callback  # llama.cpp read them until here
+        if report.failure:
+            if handle:
+                c.llama_model_free(handle)
+            raise report.failure
+        if not handle:
+            raise EngineError(f"{path}: llama.cpp cannot load it: {log.reason(mark)}")
+        return cls(handle, options, read_memory(log.since(mark)))
+
+    def close(self) -> None:
+        """Free the model and every context made of it."""
+        for dependent in list(self.dependents):
+            dependent.close()
+        super().close()
+
+    # --- numbers ---
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens in the vocabulary; the length of a row of logits."""
+        return int(self._c.llama_vocab_n_tokens(self.vocab))
+
+    @property
+    def n_ctx_train(self) -> int:
+        """The context the model was trained for."""
+        return int(self._c.llama_model_n_ctx_train(self.handle))
+
+    @property
+    def n_embd(self) -> int:
+        """The width of the residual stream."""
+        return int(self._c.llama_model_n_embd(self.handle))
+
+    @property
+    def n_layer(self) -> int:
+        """Blocks, without the output layer."""
+        return int(self._c.llama_model_n_layer(self.handle))
+
+    @property
+    def n_swa(self) -> int:
+        """The sliding window of the layers that have one, in tokens; 0 without."""
+        return int(self._c.llama_model_n_swa(self.handle))
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return int(self._c.llama_model_size(self.handle))
+
+    @property
+    def description(self) -> str:
+        """llama.cpp's one line: architecture, size class and file type."""
+        return _read(self._c.llama_model_desc, self.handle) or ""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template that turns a conversation into a prompt, if the file has one."""
+        found = self._c.llama_model_chat_template(self.handle, None)
+        return found.decode("utf-8", errors="replace") if found else None
+
+    def metadata(self, key: str) -> str | None:
+        """A value of the file's metadata as text, or None; arrays are not kept by llama.cpp."""
+        return _read(self._c.llama_model_meta_val_str, self.handle, key.encode())
+
+    # --- vocabulary ---
+
+    @property
+    def vocab(self) -> int:
+        """llama.cpp's pointer to the vocabulary. Raises EngineError after `close`."""
+        return int(self._c.llama_model_get_vocab(self.handle))
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether text is meant to start with the beginning-of-sequence token."""
+        return bool(self._c.llama_vocab_get_add_bos(self.vocab))
+
+    @property
+    def bos(self) -> int | None:
+        """The beginning-of-sequence token."""
+        return _token(self._c.llama_vocab_bos(self.vocab))
+
+    @property
+    def eos(self) -> int | None:
+        """The end-of-sequence token."""
+        return _token(self._c.llama_vocab_eos(self.vocab))
+
+    def tokenize(
+        self, text: str, add_special: bool = True, parse_special: bool = False
+    ) -> NDArray[np.int32]:
+        """The tokens of a text: int32 [n].
+
+        Args:
+            add_special: add the tokens the model wants around a text, such as BOS.
+            parse_special: read "<bos>" and the like as tokens instead of as characters.
+
+        Raises:
+            TextError: the text is not Unicode, or 2 GiB or longer.
+            EngineError: the file has no vocabulary.
+        """
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise TextError(f"the text is not valid Unicode: {error}") from error
+        if len(data) >= 1 << 31:
+            raise TextError(f"the text has {len(data)} bytes, wanted fewer than 2 GiB: split it")
+        if self._c.llama_vocab_type(self.vocab) == self._c.LLAMA_VOCAB_TYPE_NONE:
+            raise EngineError("the model has no vocabulary: it cannot read text")
+        room = len(data) + 8  # nearly always enough: a token has a byte at least
+        while True:
+            out = np.empty(room, np.int32)
+            pointer = out.ctypes.data_as(self._c.llama_token_p)
+            arguments = (data, len(data), pointer, room, add_special, parse_special)
+            count = self._c.llama_tokenize(self.vocab, *arguments)
+            if count >= 0:
+                return out[:count].copy()
+            room = -count
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        """The bytes a token stands for, often part of a character; control tokens if `special`.
+
+        Raises:
+            EngineError: no such token.
+        """
+        self._check_token(token)
+        room = 64
+        while True:
+            out = ctypes.create_string_buffer(room)
+            count = self._c.llama_token_to_piece(self.vocab, token, out, room, 0, special)
+            if count >= 0:
+                return out.raw[:count]
+            room = -count
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token ends a generation. Raises EngineError if there is no such token."""
+        self._check_token(token)
+        return bool(self._c.llama_vocab_is_eog(self.vocab, token))
+
+    def _check_token(self, token: int) -> None:
+        if not 0 <= token < self.n_vocab:
+            raise EngineError(f"token {token} is not in the vocabulary of {self.n_vocab}")
+
+
+class _Report:
+    """llama.cpp's progress callback; an exception ends the loading and is raised after it."""
+
+    def __init__(self, on_progress: Progress | None) -> None:
+        self._on_progress = on_progress
+        self.failure: BaseException | None = None
+
+    def __call__(self, fraction: float, _: object) -> bool:
+        try:
+            if self._on_progress:
+                self._on_progress(fraction)
+        except BaseException as error:  # KeyboardInterrupt too: C cannot pass it on
+            self.failure = error
+        return self.failure is None
+
+
+def _check_file(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise EngineError(f"{path}: cannot be read: {error.strerror}") from error
+    if magic != b"GGUF":
+        raise EngineError(f"{path}: starts with {magic!r}, wanted b'GGUF': not a GGUF file")
+
+
+def _read(getter: Any, *arguments: Any) -> str | None:
+    """A text that a function of llama.cpp writes like snprintf; None if it has none."""
+    room = 256
+    while True:
+        out = ctypes.create_string_buffer(room)
+        length = getter(*arguments, out, room)
+        if length < room:
+            return out.raw[:length].decode("utf-8", errors="replace") if length >= 0 else None
+        room = length + 1
+
+
+def _token(number: int) -> int | None:
+    return number if number >= 0 else None

@@ -1,0 +1,173 @@
+"""From logits to numbers per token: log-likelihood, KL divergence, top-1 agreement.
+
+Pure numpy. Nothing here runs a model, chooses which tokens are scored, or averages: it turns
+blocks of logits into one number per scored token. Logits stay where llama.cpp put them; the work
+is done a few rows at a time in float64, so a vocabulary of 262,144 needs a few MB, not copies.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemcut.errors import EngineError
+
+Floats = NDArray[np.float64]
+Logits = NDArray[np.float32]
+
+# Fits the caches of a small machine: larger blocks measured slower, whatever the vocabulary.
+_BLOCK = 1 << 17
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How a candidate's distributions differ from the reference's: one entry per scored token.
+
+    kld: KL(reference || candidate) = sum_i p_i (ln p_i - ln q_i) in nats, over the whole
+        vocabulary (Kullback and Leibler, 1951).
+    delta_p: q(target) - p(target), the change of the true next token's probability.
+    same_top: whether both give their highest logit to the same token (ties: the lowest id).
+    """
+
+    kld: Floats
+    delta_p: Floats
+    same_top: NDArray[np.bool_]
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The parts one after the other along the first axis."""
+        return cls(
+            np.concatenate([part.kld for part in parts]),
+            np.concatenate([part.delta_p for part in parts]),
+            np.concatenate([part.same_top for part in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One model on the scored tokens of a text.
+
+    nll: -ln p(target) in nats, one entry per scored token; exp of its mean is the perplexity.
+    divergence: against the reference; None where there is none.
+    """
+
+    nll: Floats
+    divergence: Divergence | None = None
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The parts one after the other; compared with a reference only if every part is."""
+        divergences = [part.divergence for part in parts if part.divergence is not None]
+        whole = len(divergences) == len(parts)
+        return cls(
+            np.concatenate([part.nll for part in parts]),
+            Divergence.join(divergences) if whole else None,
+        )
+
+    @classmethod
+    def stack(cls, parts: Sequence[Self]) -> Self:
+        """Parts of equal length as rows: arrays become [len(parts), tokens]."""
+        return cls.join([part._as_row() for part in parts])
+
+    def _as_row(self) -> Self:
+        d = self.divergence
+        row = d and Divergence(d.kld[None], d.delta_p[None], d.same_top[None])
+        return type(self)(self.nll[None], row)
+
+
+def score(
+    targets: NDArray[np.int32], candidates: Sequence[Logits], reference: Logits | None = None
+) -> tuple[Scores, ...]:
+    """Score the reference, if there is one, and every candidate on the same tokens.
+
+    targets: [n] the token that really follows each position.
+    candidates, reference: [n, vocabulary] float32 logits, all of one shape; not changed.
+
+    Returns scores in that order, the reference's first. Raises EngineError on shapes that do not
+    agree. A token whose logits are not all finite gets NaN; see `broken`.
+    """
+    given = [*candidates] if reference is None else [reference, *candidates]
+    shapes = {logits.shape for logits in given}
+    if len(shapes) != 1 or given[0].shape[:1] != targets.shape:
+        raise EngineError(f"cannot score {len(targets)} targets against logits of {shapes}")
+    vocabulary = given[0].shape[1]
+    rows = max(1, _BLOCK // vocabulary)
+    buffers = _Softmax(rows, vocabulary), _Softmax(rows, vocabulary)
+    blocks = [slice(start, start + rows) for start in range(0, len(targets), rows)]
+    parts = [
+        _score_block(*buffers, targets[block], [logits[block] for logits in given], reference)
+        for block in blocks
+    ]
+    return tuple(Scores.join(part) for part in zip(*parts, strict=True))
+
+
+def log_softmax(logits: NDArray[np.floating]) -> Floats:
+    """ln of the softmax over the last axis, in float64: x - max - ln(sum exp(x - max))."""
+    shifted: Floats = logits.astype(np.float64)
+    shifted -= logits.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
+
+
+def broken(scores: Scores) -> int:
+    """How many tokens could not be scored because a logit was NaN or infinite."""
+    bad = ~np.isfinite(scores.nll)
+    if scores.divergence is not None:
+        bad |= ~np.isfinite(scores.divergence.kld)
+    return int(bad.sum())
+
+
+class _Softmax:
+    """Buffers for a few rows: logits less their maximum, and the exponentials of that."""
+
+    def __init__(self, rows: int, vocabulary: int) -> None:
+        self._shifted = np.empty((rows, vocabulary))
+        self._exps = np.empty((rows, vocabulary))
+
+    def fill(self, logits: Logits) -> None:
+        """Take the rows of logits [n <= rows, vocabulary]; a row with a non-finite one is NaN."""
+        self.shifted, self.exps = self._shifted[: len(logits)], self._exps[: len(logits)]
+        self.top = logits.argmax(axis=1)
+        peak = np.take_along_axis(logits, self.top[:, None], axis=1)
+        peak[~np.isfinite(peak[:, 0] + logits.min(axis=1))] = np.nan
+        np.subtract(logits, peak, out=self.shifted, dtype=np.float64)
+        np.exp(self.shifted, out=self.exps)
+        self.total = self.exps.sum(axis=1)
+
+    def log_p(self, targets: NDArray[np.int32]) -> Floats:
+        """ln p(target) of each row: [n]."""
+        picked = np.take_along_axis(self.shifted, targets[:, None].astype(np.int64), axis=1)
+        return np.asarray(picked[:, 0] - np.log(self.total))
+
+
+def _score_block(
+    first: _Softmax,
+    other: _Softmax,
+    targets: NDArray[np.int32],
+    given: Sequence[Logits],
+    reference: Logits | None,
+) -> list[Scores]:
+    """Scores of each array of logits on a few rows; the first is the reference if there is one."""
+    first.fill(given[0])
+    log_p = first.log_p(targets)
+    scores = [Scores(-log_p)]
+    for logits in given[1:]:
+        other.fill(logits)
+        log_q = other.log_p(targets)
+        delta_p = np.exp(log_q) - np.exp(log_p)
+        divergence = None if reference is None else _diverge(first, other, delta_p)
+        scores.append(Scores(-log_q, divergence))
+    return scores
+
+
+def _diverge(reference: _Softmax, candidate: _Softmax, delta_p: Floats) -> Divergence:
+    """KL(p || q) with p = exp(x)/s and q = exp(y)/t is sum(exp(x) (x - y))/s - ln s + ln t.
+
+    Overwrites the candidate's buffer. Zero bounds it: rounding alone makes it negative.
+    """
+    np.subtract(reference.shifted, candidate.shifted, out=candidate.shifted)
+    mean = np.einsum("ij,ij->i", reference.exps, candidate.shifted) / reference.total
+    kld = mean - np.log(reference.total) + np.log(candidate.total)
+    return Divergence(np.maximum(kld, 0.0), delta_p, reference.top == candidate.top)
