@@ -1,0 +1,75 @@
+"""Which types a tensor can have: the row's length decides, and nothing is replaced silently."""
+
+from functools import cache
+
+import numpy as np
+
+from gemcut import ggml
+from gemcut.errors import PlanError
+
+# llama.cpp's replacements for a row that does not divide into the wanted type's blocks.
+FALLBACKS = {
+    **dict.fromkeys(
+        ["iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs"], "iq4_nl"
+    ),
+    **dict.fromkeys(["q2_0", "q2_k", "q3_k", "tq1_0", "tq2_0"], "q4_0"),
+    "q4_k": "q5_0",
+    "q5_k": "q5_1",
+    "q6_k": "q8_0",
+}
+
+# Without an importance matrix; ternary and 1-bit types are for models trained in them.
+PLAIN = (
+    "q2_k q2_0 q3_k iq3_s mxfp4 iq4_xs iq4_nl q4_0 q4_k q4_1 q5_0 q5_k q5_1 q6_k q8_0 bf16 f32"
+).split()
+WITH_IMPORTANCE = ["iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs"]
+
+
+def fallback(kind: ggml.Type, columns: int) -> ggml.Type:
+    """The type that llama.cpp would take for rows of this length.
+
+    Raises:
+        PlanError: llama.cpp has no replacement for this type.
+    """
+    if kind.fits(columns):
+        return kind
+    if kind.name not in FALLBACKS and kind.block > 32:
+        raise PlanError(
+            f"rows of {columns} do not divide into {kind}'s blocks of {kind.block}, "
+            "and no replacement is defined for it"
+        )
+    replacement = ggml.type_named(FALLBACKS.get(kind.name, kind.name))
+    return replacement if replacement.fits(columns) else ggml.type_named("f16")
+
+
+def ladder(columns: int, source: str, importance: bool) -> list[ggml.Type]:
+    """Candidate types for rows of this length, smallest first; none is larger than the source.
+
+    Of types that cost the same only the most exact stays, and one that costs more than a more
+    exact one goes: what is left is the front of size against error.
+    """
+    names = PLAIN + (WITH_IMPORTANCE if importance else [])
+    limit = ggml.type_named(source)
+    fitting = [kind for kind in map(ggml.type_named, names) if kind.fits(columns)]
+    fitting = [kind for kind in fitting if kind.bpw < limit.bpw or kind == limit]
+    if limit not in fitting:
+        fitting.append(limit)
+    front: list[ggml.Type] = []
+    for kind in sorted(fitting, key=lambda k: (k.bpw, error(k, source))):
+        if not front or error(kind, source) < error(front[-1], source):
+            front.append(kind)
+    return front
+
+
+@cache
+def error(kind: ggml.Type, source: str) -> float:
+    """Relative squared error of a round trip through the type, on normally distributed weights.
+
+    Stands for a tensor's own error until that is measured. The source's own type loses nothing.
+    """
+    if kind.name == source or kind.name == "f32":
+        return 0.0
+    rows = np.random.default_rng(0).standard_normal((64, 256), np.float32)
+    uniform = np.ones(256, np.float32) if ggml.needs_importance(kind) else None
+    back = ggml.dequantize(kind, ggml.quantize(kind, rows, uniform), 256)
+    return float(np.square(back - rows).sum() / np.square(rows).sum())

@@ -1,0 +1,170 @@
+"""Making plans from what a user asks for: one type, a stock mixture, or a size.
+
+Each function looks at names and shapes alone; no weight is read.
+"""
+
+from collections.abc import Callable, Mapping
+
+from gemcut import ggml
+from gemcut.convert.engine import Model, Tensor
+from gemcut.errors import BudgetError, PlanError
+from gemcut.gguf_file import TensorInfo, Value
+from gemcut.gguf_writer import file_size
+from gemcut.plan import Entry, Plan
+from gemcut.quantize import budget, stock
+from gemcut.quantize.candidates import fallback
+
+_KEPT = "f32"
+
+
+def plan_uniform(model: Model, name: str, allow_fallback: bool = False) -> Plan:
+    """One type for every tensor that may be quantized.
+
+    Raises:
+        PlanError: an unknown type, or rows that do not fit it while no fallback is allowed.
+    """
+    kind = ggml.type_named(name)
+    entries = {tensor.name: _entry(tensor, kind, allow_fallback) for tensor in model.tensors}
+    return _plan(model, entries, {"type": kind.name}, {"name": "uniform"})
+
+
+def plan_stock(model: Model, name: str, importance: bool = False) -> Plan:
+    """llama.cpp's own choice for a mixture such as Q4_K_M; `fallbacks` lists where rows refused.
+
+    Raises:
+        PlanError: an unknown mixture, or one that needs an importance matrix.
+    """
+    mixture = _mixture(model, name, importance)
+    base = ggml.type_named(stock.MIXTURES[mixture.name][1])
+    tensors = {tensor.name: tensor for tensor in model.tensors}
+    entries = {}
+    for tensor in (tensors[each] for each in stock.in_order(tensors)):
+        if tensor.kept:
+            entries[tensor.name] = Entry(_KEPT)
+            continue
+        wanted = mixture.type_of(tensor.name, tensor.columns, tensor.matrices, base.block)
+        entries[tensor.name] = entry = _entry(tensor, ggml.type_named(wanted), True)
+        if not importance and stock.needs_importance(mixture.name, tensor.name, entry.type):
+            raise PlanError(
+                f"{name}: {tensor.name} in {entry.type} needs an importance matrix (--imatrix)"
+            )
+    request = {"type": mixture.name}
+    return _plan(model, entries, request, {"name": "llama.cpp", "mixture": mixture.name})
+
+
+def plan_size(
+    model: Model, size: int, describe: Callable[[Plan], Mapping[str, Value]], importance: bool
+) -> Plan:
+    """The best types by priors whose finished file is not larger than `size` bytes.
+
+    Args:
+        describe: gives the metadata of the file that a plan makes; its bytes count.
+
+    Raises:
+        BudgetError: not even the smallest choice fits.
+    """
+    room = size
+    while True:  # the plan travels in the file, and its length depends on the choice
+        try:
+            plan = plan_weights(model, room, {"size": size}, importance)
+        except BudgetError as error:
+            least = plan_weights(model, budget.smallest(model, importance), {}, importance)
+            wanted = file_size(describe(least), infos(model, least))
+            raise BudgetError(
+                f"{size} bytes are too few: the smallest file of this model takes {wanted} "
+                f"({least.bpw:.2f} bits per weight)"
+            ) from error
+        excess = file_size(describe(plan), infos(model, plan)) - size
+        if excess <= 0:
+            return plan
+        room = plan.size - excess
+
+
+def plan_bpw(model: Model, bpw: float, importance: bool) -> Plan:
+    """The best types by priors at no more than `bpw` bits per weight over all tensors."""
+    return plan_weights(model, int(bpw * model.weights / 8), {"bpw": bpw}, importance)
+
+
+def plan_weights(
+    model: Model, room: int, request: Mapping[str, int | float], importance: bool
+) -> Plan:
+    """The best types by priors whose tensors take no more than `room` bytes."""
+    types, ranges = budget.solve(model, room, importance)
+    entries = {name: Entry(kind.name) for name, kind in types.items()}
+    solver = {"name": "priors", "ranges": ranges}
+    return _plan(model, entries, request, solver)
+
+
+def infos(model: Model, plan: Plan) -> list[TensorInfo]:
+    """The tensors as the plan's file will hold them."""
+    missing = {tensor.name for tensor in model.tensors} ^ set(plan.tensors)
+    if missing:
+        raise PlanError(
+            f"the plan is for another model: {min(missing)} is only in one of the two"
+            + (f" ({len(missing)} such tensors)" if len(missing) > 1 else "")
+        )
+    return [_info(tensor, plan.tensors[tensor.name]) for tensor in model.tensors]
+
+
+def _info(tensor: Tensor, entry: Entry) -> TensorInfo:
+    if entry.padded_to or entry.split or entry.experts:
+        raise PlanError(f"{tensor.name}: padding, splitting and types per expert are not written")
+    kind = ggml.type_named(entry.type)
+    if tensor.kept and kind.name != _KEPT:
+        raise PlanError(f"{tensor.name}: the plan says {kind}; this tensor stays {_KEPT}")
+    if not kind.fits(tensor.columns):
+        raise PlanError(
+            f"{tensor.name}: rows of {tensor.columns} do not divide into {kind}'s blocks of "
+            f"{kind.block}; take {fallback(kind, tensor.columns)}"
+        )
+    return TensorInfo(tensor.name, tensor.shape, kind)
+
+
+def _entry(tensor: Tensor, kind: ggml.Type, allow_fallback: bool) -> Entry:
+    if tensor.kept:
+        return Entry(_KEPT)
+    if kind.fits(tensor.columns):
+        return Entry(kind.name)
+    replacement = fallback(kind, tensor.columns)
+    if not allow_fallback:
+        raise PlanError(
+            f"{tensor.name}: rows of {tensor.columns} do not divide into {kind}'s blocks of "
+            f"{kind.block}; --fallback would take {replacement}"
+        )
+    return Entry(replacement.name, wanted=kind.name)
+
+
+def _plan(
+    model: Model,
+    entries: Mapping[str, Entry],
+    request: Mapping[str, str | int | float],
+    solver: Mapping[str, str],
+) -> Plan:
+    plan = Plan(model.architecture, model.weights, 0, request, solver, entries)
+    size = sum(info.nbytes for info in infos(model, plan))
+    return Plan(model.architecture, model.weights, size, request, solver, entries)
+
+
+def _mixture(model: Model, name: str, importance: bool) -> stock.Mixture:
+    canonical = stock.canonical(name)
+    if canonical is None:
+        known = ", ".join(sorted(stock.MIXTURES)).upper()
+        raise PlanError(f"unknown mixture {name!r}; llama.cpp has {known}")
+    names = [tensor.name for tensor in model.tensors]
+    values = [n for n in names if "attn_v.weight" in n or "attn_qkv.weight" in n]
+    return stock.Mixture(
+        name=canonical,
+        layers=_first(model, "block_count"),
+        experts=_first(model, "expert_count"),
+        group=_first(model, "attention.head_count") // _first(model, "attention.head_count_kv"),
+        tied="output.weight" not in names,
+        importance=importance,
+        values=len(values),
+    )
+
+
+def _first(model: Model, key: str) -> int:
+    """A whole number of the metadata; of a list over the blocks, the first block's."""
+    value = model.metadata.get(f"{model.architecture}.{key}", Value("u32", 0)).data
+    return int(value[0] if isinstance(value, list) else value)
+
