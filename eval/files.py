@@ -1,0 +1,91 @@
+"""The files under comparison: their names, sizes and fingerprints."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from gemcut.errors import GGUFError, UsageError
+from gemcut.gguf_file import GGUFFile
+
+_SPLIT = re.compile(r"(.*)-00001-of-(\d{5})\.gguf")
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
+
+
+@dataclass(frozen=True)
+class File:
+    """A GGUF model: one file, or the first of a split model with all its parts counted.
+
+    size: bytes on disk. bpw: tensor bits over weights. fingerprint: see `fingerprint`.
+    """
+
+    path: Path
+    name: str
+    size: int
+    bpw: float
+    fingerprint: str
+
+
+def select(files: Sequence[Path], reference: Path | None) -> tuple[File, ...]:
+    """The files to load: the reference first if there is one, each file once.
+
+    The reference may be among the files (as with a glob); it is then taken once. Raises UsageError
+    if there is nothing to score or a file is listed twice, GGUFError if one cannot be read.
+    """
+    resolved = [path.resolve() for path in files]
+    for path, resolution in zip(files, resolved, strict=True):
+        if resolved.count(resolution) > 1:
+            raise UsageError(f"{path}: listed more than once; name each file once")
+    kept = [path for path, r in zip(files, resolved, strict=True) if not _same(r, reference)]
+    chosen = [*([reference] if reference else []), *kept]
+    if not chosen:
+        raise UsageError("no file to score: name at least one GGUF")
+    names = Counter(path.name for path in chosen)
+    return tuple(
+        _describe(path, path.name if names[path.name] == 1 else str(path)) for path in chosen
+    )
+
+
+def fingerprint(paths: Sequence[Path]) -> str:
+    """A digest that tells files apart without reading all of them.
+
+    SHA-256 over each file's size and 64 KiB at each of 64 even steps from its first to its last
+    byte: a few MB, whatever the size. It is not the digest of the whole file.
+    """
+    digest = sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(size.to_bytes(8, "little"))
+        with open(path, "rb") as file:
+            for step in range(_SAMPLES):
+                file.seek(max(0, size - _SAMPLE_BYTES) * step // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def parts(path: Path) -> tuple[Path, ...]:
+    """All files of a model: `path` alone, or every part of a split one. Raises GGUFError."""
+    match = _SPLIT.fullmatch(path.name)
+    numbers = range(1, int(match[2]) + 1) if match else ()
+    found = tuple(path.with_name(f"{match[1]}-{n:05}-of-{match[2]}.gguf") for n in numbers if match)
+    for part in found:
+        if not part.is_file():
+            raise GGUFError(f"{part}: missing part of a split model of {len(found)} files")
+    return found or (path,)
+
+
+def _same(resolved: Path, reference: Path | None) -> bool:
+    return reference is not None and resolved == reference.resolve()
+
+
+def _describe(path: Path, name: str) -> File:
+    paths = parts(path)
+    bits = weights = 0
+    for part in paths:
+        with GGUFFile(part) as gguf:
+            bits += 8 * gguf.tensor_bytes
+            weights += gguf.weights
+    size = sum(part.stat().st_size for part in paths)
+    return File(path, name, size, bits / max(weights, 1), fingerprint(paths))

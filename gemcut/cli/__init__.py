@@ -1,0 +1,61 @@
+"""The command line: parses, calls one function of the library, prints. Nothing else prints."""
+
+import importlib
+
+import click
+
+from gemcut import __version__
+from gemcut.errors import GemcutError, UsageError
+
+# Each command is a module here, imported when it is asked for: `gemcut --help` loads no library.
+COMMANDS = {
+    "demo": "the whole way on an embedded model, in about a minute",
+    "inspect": "what is in a checkpoint or GGUF: roles, types, sizes",
+    "convert": "write a checkpoint as a GGUF in BF16, F16 or F32",
+    "quantize": "cut a checkpoint to a type, a size or bits per weight",
+    "run": "chat with a GGUF in the terminal, or answer one prompt",
+    "eval": "compare GGUF files: perplexity, KL divergence, top-1 agreement",
+    "doctor": "this machine, its devices and builds, and what is missing",
+}
+
+
+class Group(click.Group):
+    """Loads commands late, and shows the library's errors as one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of the work."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command of a name."""
+        if name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"gemcut.cli.{name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without loading them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run; a library's error becomes one line on stderr and exit code 1, or 2 for wrong usage."""
+        try:
+            return super().invoke(ctx)
+        except GemcutError as error:
+            shown = click.ClickException(str(error))
+            shown.exit_code = 2 if isinstance(error, UsageError) else 1
+            raise shown from error
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="gemcut")
+def main() -> None:
+    """Cut a Mixture-of-Experts model to fit one machine, run it offline, prove what the cut cost.
+
+    \b
+    gemcut demo                                     see the whole way first
+    gemcut quantize CHECKPOINT -o small.gguf --size 14G
+    gemcut run small.gguf
+    gemcut eval small.gguf --reference big.gguf --text text.txt
+    """
