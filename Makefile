@@ -9,8 +9,8 @@ REMEMBERED := $(shell cat .venv/cmake-args 2>/dev/null)
 CMAKE_ARGS ?= $(REMEMBERED)
 export CMAKE_ARGS
 
-# All that run without arguments; they find llama.cpp's tools in the folder $$PEERS.
-BENCHMARKS := $(filter-out bench/logits.py,$(wildcard bench/*.py))
+# Those that run without arguments; they find llama.cpp's tools in the folder $$PEERS.
+BENCHMARKS := bench/quantize.py bench/perplexity.py
 
 .PHONY: help setup demo test lint bench build clean FORCE
 

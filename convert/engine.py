@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import gguf
@@ -108,6 +109,7 @@ class Model:
     metadata: Mapping[str, Value]
     tensors: tuple[Tensor, ...]
     notes: tuple[str, ...] = ()  # what was left out
+    files: frozenset[Path] = frozenset()  # that are read while the model is written
 
     @property
     def weights(self) -> int:
@@ -133,10 +135,13 @@ def open_model(checkpoint: Checkpoint) -> Model:
     tensors = tuple(_tensors(family, config, checkpoint, names))
     vocabulary = family.vocabulary(checkpoint, config.positive("vocab_size"))
     general = _general(family, checkpoint, tensors)
-    return Model(family.name, {**general, **metadata, **vocabulary}, tensors, notes)
+    files = frozenset(source.path.resolve() for source in checkpoint.tensors.values())
+    return Model(family.name, {**general, **metadata, **vocabulary}, tensors, notes, files)
 
 
-def _strip_prefixes(family: Family, checkpoint: Checkpoint) -> tuple[dict[str, str], tuple[str, ...]]:
+def _strip_prefixes(
+    family: Family, checkpoint: Checkpoint
+) -> tuple[dict[str, str], tuple[str, ...]]:
     """Names as the rules have them -> names in the checkpoint; and notes on what is skipped."""
     names: dict[str, str] = {}
     skipped: dict[str, int] = {}
@@ -160,7 +165,9 @@ def _tensors(
         if rule.target is None:
             continue
         if full_name is None:
-            raise CheckpointError(f"{checkpoint.folder}: no tensor {source}, which {config.who} has")
+            raise CheckpointError(
+                f"{checkpoint.folder}: no tensor {source}, which {config.who} has"
+            )
         sizes = family.sizes(config, layer)
         wanted = tuple(sizes[size] for size in rule.shape)
         found = checkpoint.tensors[full_name]

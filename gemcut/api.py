@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gemcut.convert import hub
 from gemcut.convert.checkpoint import Checkpoint
@@ -24,8 +25,8 @@ from gemcut.llama import Model as LoadedModel
 from gemcut.plan import METADATA_KEY, Plan
 from gemcut.quantize import choose, stock
 from gemcut.quantize.importance import Importance, read_importance
-from gemcut.quantize.writer import metadata, write_model
 from gemcut.quantize.roles import role_of
+from gemcut.quantize.writer import metadata, write_model
 from gemcut.runtime.chat import Chat, conversation_options, recommended_sampling
 
 Progress = Callable[[int], None]  # told how much was just done
@@ -79,7 +80,7 @@ def make_plan(model: Model, target: Target, importance: Importance | None = None
         raise PlanError("say what the file is to be: a type, a size, bits per weight, or a plan")
     if stock.canonical(target.type) and not target.pure:
         return choose.plan_stock(model, target.type, weighted)
-    return choose.plan_uniform(model, target.type, target.fallback)
+    return choose.plan_uniform(model, target.type, target.fallback, weighted)
 
 
 def planned_size(model: Model, plan: Plan) -> int:
@@ -122,6 +123,8 @@ def quantize_model(
     plan = make_plan(model, target, importance)
     if output.is_dir():
         raise OutputError(f"{output}: is a folder; wanted a file name")
+    if output.resolve() in model.files:
+        raise OutputError(f"{output}: is read from; wanted another file's name")
     write_model(model, plan, output, importance, threads or default_threads(), progress)
     return plan
 
@@ -155,7 +158,7 @@ def load(
     n_ctx: int | None = None,
     threads: int | None = None,
     gpu_layers: int = -1,
-    sampling: Mapping[str, int | float] | None = None,
+    sampling: Mapping[str, Any] | None = None,
     system: str | None = None,
     think: bool = False,
 ) -> Chat:

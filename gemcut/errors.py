@@ -1,14 +1,14 @@
 """The error tree. Every error says what, where, wanted and got, and what to do next.
 
-    GemcutError
-    ├── UsageError         a word or number given to gemcut cannot be understood
-    ├── CheckpointError    a source cannot be read or is not what its config says
-    ├── GGUFError          a file is not a (whole, sane) GGUF
-    ├── PlanError          a plan or a choice of types does not fit the tensors
-    ├── BudgetError        no choice fits the budget
-    ├── OutputError        a result cannot be written
-    ├── TextError          a text cannot be read or is too short
-    └── EngineError        ggml or llama.cpp is missing, too old, or refused
+GemcutError
+├── UsageError         a word or number given to gemcut cannot be understood
+├── CheckpointError    a source cannot be read or is not what its config says
+├── GGUFError          a file is not a (whole, sane) GGUF
+├── PlanError          a plan or a choice of types does not fit the tensors
+├── BudgetError        no choice fits the budget
+├── OutputError        a result cannot be written
+├── TextError          a text cannot be read or is too short
+└── EngineError        ggml or llama.cpp is missing, too old, or refused
 """
 
 

@@ -79,16 +79,16 @@ _API = {
     "ggml_quantize_requires_imatrix": (ctypes.c_bool, [ctypes.c_int]),
     "ggml_quantize_chunk": (
         ctypes.c_size_t,
-        [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
-        + [ctypes.c_int64] * 3
-        + [ctypes.c_void_p],
+        [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p] + [ctypes.c_int64] * 3 + [ctypes.c_void_p],
     ),
     "ggml_validate_row_data": (ctypes.c_bool, [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]),
 }
 
 _MISSING = f"llama-cpp-python is not installed: {INSTALL}"
 
-_TYPE_COUNT = 43  # GGML_TYPE_COUNT of the pinned version; ggml aborts the process for a number past its end
+_TYPE_COUNT = (
+    43  # GGML_TYPE_COUNT of the pinned version; ggml aborts the process for a number past its end
+)
 
 # Integers, and the formats that activations take inside a dot product.
 _NOT_FOR_WEIGHTS = {"i8", "i16", "i32", "i64", "f64", "q8_1", "q8_k"}
@@ -134,9 +134,7 @@ def check_version() -> None:
     except importlib.metadata.PackageNotFoundError:
         raise EngineError(_MISSING) from None
     if found != PINNED:
-        raise EngineError(
-            f"llama-cpp-python is {found}, wanted exactly {PINNED}: {INSTALL}"
-        )
+        raise EngineError(f"llama-cpp-python is {found}, wanted exactly {PINNED}: {INSTALL}")
 
 
 @cache

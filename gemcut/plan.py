@@ -76,7 +76,12 @@ class Plan:
             if document.pop("version") != VERSION:
                 raise PlanError(f"{where}: a plan of another version; wanted {VERSION}")
             tensors = {name: _entry(raw) for name, raw in document.pop("tensors").items()}
-            return cls(**document, tensors=tensors)
+            plan = cls(**document, tensors=tensors)
+            if not (
+                isinstance(plan.weights, int) and plan.weights > 0 and plan.request is not None
+            ):
+                raise TypeError(f"{plan.weights} weights")
+            return plan
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PlanError(f"{where}: not a plan: {error}") from error
 

@@ -17,13 +17,18 @@ from gemcut.quantize.candidates import fallback
 _KEPT = "f32"
 
 
-def plan_uniform(model: Model, name: str, allow_fallback: bool = False) -> Plan:
+def plan_uniform(
+    model: Model, name: str, allow_fallback: bool = False, importance: bool = False
+) -> Plan:
     """One type for every tensor that may be quantized.
 
     Raises:
-        PlanError: an unknown type, or rows that do not fit it while no fallback is allowed.
+        PlanError: an unknown type, one that needs an importance matrix, or rows that do not fit
+            it while no fallback is allowed.
     """
     kind = ggml.type_named(name)
+    if ggml.needs_importance(kind) and not importance:
+        raise PlanError(f"{kind} needs an importance matrix (--imatrix)")
     entries = {tensor.name: _entry(tensor, kind, allow_fallback) for tensor in model.tensors}
     return _plan(model, entries, {"type": kind.name}, {"name": "uniform"})
 
@@ -167,4 +172,3 @@ def _first(model: Model, key: str) -> int:
     """A whole number of the metadata; of a list over the blocks, the first block's."""
     value = model.metadata.get(f"{model.architecture}.{key}", Value("u32", 0)).data
     return int(value[0] if isinstance(value, list) else value)
-

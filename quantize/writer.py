@@ -14,7 +14,7 @@ import numpy as np
 
 from gemcut import ggml
 from gemcut.convert.engine import Model, Tensor
-from gemcut.errors import PlanError
+from gemcut.errors import GemcutError, PlanError
 from gemcut.gguf_file import Value
 from gemcut.gguf_writer import GGUFWriter
 from gemcut.plan import METADATA_KEY, Plan
@@ -80,7 +80,9 @@ def write_model(
                 raise
 
 
-def encode(tensor: Tensor, kind: ggml.Type, start: int, stop: int, weights: ggml.Floats | None = None) -> ggml.Bytes:
+def encode(
+    tensor: Tensor, kind: ggml.Type, start: int, stop: int, weights: ggml.Floats | None = None
+) -> ggml.Bytes:
     """Encoded rows [stop - start, row_bytes]; rows that have the type already are passed on."""
     if kind.name == tensor.source_type:
         return np.ascontiguousarray(tensor.raw(start, stop)).view(np.uint8)
@@ -88,14 +90,15 @@ def encode(tensor: Tensor, kind: ggml.Type, start: int, stop: int, weights: ggml
 
 
 def _process(tile: _Tile, writer: GGUFWriter) -> int:
-    rows = encode(tile.tensor, tile.type, tile.start, tile.stop, tile.importance)
+    try:
+        rows = encode(tile.tensor, tile.type, tile.start, tile.stop, tile.importance)
+    except GemcutError as error:  # ggml's boundary knows no names
+        raise type(error)(f"{tile.tensor.name}: {error}") from error
     writer.write(tile.tensor.name, tile.start, rows)
     return (tile.stop - tile.start) * tile.tensor.columns
 
 
-def _tiles(
-    model: Model, types: Mapping[str, ggml.Type], importance: Importance
-) -> Iterator[_Tile]:
+def _tiles(model: Model, types: Mapping[str, ggml.Type], importance: Importance) -> Iterator[_Tile]:
     for tensor in model.tensors:
         kind, weights = types[tensor.name], importance.get(tensor.name)
         height = tensor.rows // tensor.matrices

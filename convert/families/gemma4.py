@@ -17,7 +17,8 @@ from gemcut.errors import CheckpointError
 
 # Written as plain text, since chat parsers read them (as llama.cpp's converter does).
 VISIBLE_TOKENS = frozenset(
-    '<|channel> <channel|> <|tool_call> <tool_call|> <|tool_response> <tool_response|> <|"|>'.split()
+    "<|channel> <channel|> <|tool_call> <tool_call|> <|tool_response> <tool_response|>".split()
+    + ['<|"|>']
 )
 
 _UNROTATED = 1e30  # divides a rotary frequency down to no rotation at all

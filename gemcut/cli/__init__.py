@@ -19,6 +19,10 @@ COMMANDS = {
 }
 
 
+class _WrongUsage(click.ClickException):
+    exit_code = 2
+
+
 class Group(click.Group):
     """Loads commands late, and shows the library's errors as one line."""
 
@@ -39,13 +43,12 @@ class Group(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run; a library's error becomes one line on stderr and exit code 1, or 2 for wrong usage."""
+        """Run; a library's error becomes one line on stderr, and exit code 1 (2: wrong usage)."""
         try:
             return super().invoke(ctx)
         except GemcutError as error:
-            shown = click.ClickException(str(error))
-            shown.exit_code = 2 if isinstance(error, UsageError) else 1
-            raise shown from error
+            kind = _WrongUsage if isinstance(error, UsageError) else click.ClickException
+            raise kind(str(error)) from error
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

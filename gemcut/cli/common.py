@@ -9,8 +9,15 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.progress import TaskProgressColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from gemcut.errors import UsageError
@@ -19,7 +26,7 @@ from gemcut.sizes import parse_context, parse_size
 FILE = click.Path(path_type=Path)
 
 
-class _Parsed(click.ParamType):
+class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic only in newer clicks
     """A parameter read by a library function; what it refuses is wrong usage."""
 
     def __init__(self, name: str, parse: Callable[[str], int]) -> None:
@@ -75,8 +82,7 @@ def print_json(document: Any) -> None:
 @contextmanager
 def bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr; yields what is to be told how much was just done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console(), transient=True) as progress:
+    with _progress(TaskProgressColumn()) as progress:
         task = progress.add_task(label, total=total)
         yield lambda done: progress.advance(task, done)
 
@@ -84,7 +90,13 @@ def bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
 @contextmanager
 def steps(label: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr that counts things; told (done, total)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console(), transient=True) as progress:
+    with _progress(MofNCompleteColumn()) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _progress(amount: ProgressColumn) -> Progress:
+    """A bar that leaves no trace when it is done, and none at all where nobody watches."""
+    talk = console()
+    columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
+    return Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal)

@@ -26,8 +26,12 @@ from gemcut.plan import Plan
 @click.option("--size", type=SIZE, help="the finished file is never larger (14G, 5M, bytes)")
 @click.option("--bpw", type=click.FloatRange(min=0, min_open=True), help="bits per weight, at most")
 @click.option("--plan", "plan_file", type=FILE, help="a plan.json made before")
-@click.option("--pure", is_flag=True, help="--type is a bare ggml type, even if a mixture has its name")
-@click.option("--fallback", is_flag=True, help="a bare type may be replaced where rows do not fit it")
+@click.option(
+    "--pure", is_flag=True, help="--type is a bare ggml type, even if a mixture has its name"
+)
+@click.option(
+    "--fallback", is_flag=True, help="a bare type may be replaced where rows do not fit it"
+)
 @click.option("--imatrix", type=FILE, help="an importance matrix (GGUF)")
 @click.option("--save-plan", type=FILE, help="write the plan here, too")
 @threads

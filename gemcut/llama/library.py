@@ -4,7 +4,6 @@ import ctypes
 import re
 from collections import deque
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +134,7 @@ def require() -> Any:
     Raises:
         EngineError: it is missing, broken or of another version, or ggml is loaded twice.
     """
-    try:
-        found = version("llama-cpp-python")
-    except PackageNotFoundError:
-        raise EngineError(f"llama-cpp-python is not installed: {INSTALL}") from None
-    if found != PINNED:
-        raise EngineError(f"llama-cpp-python is {found}, wanted {PINNED}: {INSTALL}")
+    ggml.check_version()
     try:
         from llama_cpp import llama_cpp as bindings
     except (AttributeError, ImportError, OSError, RuntimeError) as error:

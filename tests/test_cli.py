@@ -1,0 +1,165 @@
+"""The command line: results on stdout, talk on stderr, one line and an exit code for an error."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from gemcut.cli import COMMANDS, main
+
+
+def run(*arguments: object, stdin: str | None = None) -> Result:
+    """Run gemcut as from a shell; nothing but an exit may escape."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result
+
+
+def refused(result: Result, code: int = 1) -> str:
+    """The one line that a refused command printed."""
+    assert result.exit_code == code
+    assert result.stdout == ""
+    return result.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str):
+    """`gemcut COMMAND --help` works for every command that `gemcut --help` lists."""
+    result = run(command, "--help")
+
+    assert result.exit_code == 0
+    assert command in run("--help").stdout
+
+
+def test_convert_writes_a_file_and_says_so(checkpoint: Path, tmp_path: Path):
+    """The result goes to stdout as JSON, and its size is that of the file."""
+    output = tmp_path / "model.gguf"
+
+    result = run("convert", checkpoint, "-o", output, "--type", "F16", "--json")
+
+    assert result.exit_code == 0
+    assert output.stat().st_size == json.loads(result.stdout)["size"]
+
+
+def test_a_dry_run_writes_nothing_and_knows_the_size(checkpoint: Path, tmp_path: Path):
+    """What --dry-run announces is what the real run makes."""
+    output = tmp_path / "model.gguf"
+    arguments = ["quantize", checkpoint, "-o", output, "--size", "5M", "--json"]
+
+    announced = json.loads(run(*arguments, "--dry-run").stdout)
+
+    assert list(tmp_path.iterdir()) == []
+    assert announced == json.loads(run(*arguments).stdout)
+    assert announced["size"] == output.stat().st_size <= 5_000_000
+
+
+def test_a_saved_plan_makes_the_same_file(checkpoint: Path, tmp_path: Path):
+    """quantize --plan with a plan that was saved before gives the same bytes."""
+    first, second, plan = tmp_path / "a.gguf", tmp_path / "b.gguf", tmp_path / "plan.json"
+
+    run("quantize", checkpoint, "-o", first, "--bpw", "4.5", "--save-plan", plan)
+    result = run("quantize", checkpoint, "-o", second, "--plan", plan)
+
+    assert result.exit_code == 0
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_replaced_types_are_listed(checkpoint: Path, tmp_path: Path):
+    """A stock mixture whose types do not fit a row says which tensors got what."""
+    result = run("quantize", checkpoint, "-o", tmp_path / "m.gguf", "--type", "Q4_K_M")
+
+    assert "q4_k does not fit" in result.stderr
+    assert "blk.0.ffn_down_exps.weight" in result.stderr
+
+
+def test_a_bare_type_that_does_not_fit_is_an_error(checkpoint: Path, tmp_path: Path):
+    """Nothing is replaced unless --fallback allows it."""
+    arguments = ["quantize", checkpoint, "-o", tmp_path / "m.gguf", "--type", "q4_k"]
+
+    assert "--fallback would take q5_0" in refused(run(*arguments))
+    assert run(*arguments, "--fallback", "--dry-run").exit_code == 0
+
+
+def test_exactly_one_target_is_wanted(checkpoint: Path, tmp_path: Path):
+    """Two targets, or none, are wrong usage."""
+    arguments = ["quantize", checkpoint, "-o", tmp_path / "m.gguf"]
+
+    refused(run(*arguments), 2)
+    refused(run(*arguments, "--type", "Q4_0", "--size", "5M"), 2)
+    assert "not a size" in refused(run(*arguments, "--size", "big"), 2)
+
+
+def test_a_budget_that_is_too_small_names_the_smallest_file(checkpoint: Path, tmp_path: Path):
+    """The error tells what would do, and nothing is left behind."""
+    output = tmp_path / "m.gguf"
+
+    line = refused(run("quantize", checkpoint, "-o", output, "--size", "1M"))
+
+    assert "the smallest file of this model takes" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_are_one_line(tmp_path: Path):
+    """A missing source, file or text: one line that names it, exit code 1."""
+    missing = tmp_path / "nothing"
+    for command in (
+        ["convert", missing, "-o", tmp_path / "m.gguf"],
+        ["inspect", missing],
+        ["run", missing, "-p", "hello"],
+        ["eval", missing, "--text", missing],
+    ):
+        line = refused(run(*command))
+        assert str(missing) in line
+        assert line.count("\n") == 1
+
+
+def test_inspect_counts_the_same_weights_on_both_sides(checkpoint: Path, q4_k_m: Path):
+    """A checkpoint and a file cut from it have the same roles and weights, but not the sizes."""
+    source = json.loads(run("inspect", checkpoint, "--json").stdout)
+    cut = json.loads(run("inspect", q4_k_m, "--json").stdout)
+
+    assert cut["weights"] == source["weights"]
+    assert {part["role"] for part in cut["parts"]} == {part["role"] for part in source["parts"]}
+    assert cut["size"] < source["size"]
+    assert cut["notes"] == ["carries the plan it was made from"]
+
+
+def test_eval_compares_files(bf16: Path, q4_k_m: Path, tmp_path: Path):
+    """The reference comes first and the cut file lost something against it."""
+    text = tmp_path / "text.txt"
+    text.write_text("def add(a, b):\n    return a + b\n" * 200)
+
+    options = ["--reference", bf16, "--text", text, "-c", "128", "--chunks", "2", "-t", "1"]
+    result = run("eval", q4_k_m, *options, "--json")
+
+    found = json.loads(result.stdout)
+    assert found["reference"] == bf16.name
+    assert [file["name"] for file in found["files"]] == [bf16.name, q4_k_m.name]
+
+
+def test_run_answers_once(q4_k_m: Path):
+    """-p prints the answer on stdout and the speed on stderr."""
+    result = run(
+        "run", q4_k_m, "--raw", "-p", "def add(a, b):", "-n", "8", "--temp", "0", "-t", "1"
+    )
+
+    assert result.exit_code == 0
+    assert result.stdout.strip()
+    assert "tokens read at" in result.stderr
+
+
+def test_run_chats_until_told_to_stop(q4_k_m: Path):
+    """A conversation reads lines until /exit or the end of its input."""
+    result = run("run", q4_k_m, "-n", "4", "-t", "1", stdin="hello\n/reset\nagain\n/exit\nnever\n")
+
+    assert result.exit_code == 0
+    assert result.stderr.count("tokens read at") == 2
+
+
+def test_doctor_names_backends_and_versions():
+    """doctor says what is in, as text and as JSON."""
+    found = json.loads(run("doctor", "--json").stdout)
+
+    assert "CPU" in found["backends"]
+    assert "llama-cpp-python" in run("doctor").stdout

@@ -1,0 +1,683 @@
+"""The boundary to llama.cpp, on real files and the real library."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemcut import ggml, llama
+from gemcut.engine import ContextOptions, ModelOptions, Sampling
+from gemcut.errors import EngineError, TextError
+from gemcut.llama import Context, Model, Sampler, Tensor, library, memory
+
+ROOT = Path(__file__).parent.parent
+TEXT = "def add(first, second):\n    return first + second\n\n\nclass Point:\n    pass\n" * 20
+
+
+def small(**changes) -> ContextOptions:
+    return ContextOptions(**{"n_ctx": 256, "n_ubatch": 64, "threads": 1, **changes})
+
+
+def alike(first, second) -> bool:
+    """Equal but for rounding: another batch shape adds in another order, and may now and then send
+    a token to another expert."""
+    return np.size(first) == 0 or np.abs(np.subtract(first, second)).mean() < 0.02
+
+
+@pytest.fixture(scope="module")
+def model(bf16):
+    with Model.load(bf16) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def tokens(model):
+    return np.tile(model.tokenize(TEXT), 4)
+
+
+# --- the libraries ---
+
+
+def test_the_pinned_version_is_wanted(monkeypatch):
+    """Another llama-cpp-python is refused with the line that installs the right one."""
+    monkeypatch.setattr(ggml, "PINNED", "0.0.1")
+
+    with pytest.raises(EngineError, match="wanted exactly 0.0.1: pip install"):
+        library.require.__wrapped__()
+
+
+@pytest.mark.parametrize("params", ["llama_model_default_params", "llama_context_default_params"])
+def test_a_struct_of_another_layout_is_found(params):
+    """A field that the library filled in otherwise, or that is gone, ends in an error."""
+    filled = getattr(llama.require(), params)()
+
+    with pytest.raises(EngineError, match="wanted 12345"):
+        library.check_defaults(filled, {filled._fields_[-1][0]: 12345})
+    with pytest.raises(EngineError, match="is nothing by default"):
+        library.check_defaults(filled, {"no_such_field": 1})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_every_ggml_library_is_mapped_once():
+    """Two copies of ggml would have two registries of devices."""
+    llama.backends()
+    copies = library.mapped_copies(Path("/proc/self/maps").read_text())
+
+    assert {"ggml", "ggml-base", "ggml-cpu"} <= copies.keys()
+    assert {1} == {len(files) for files in copies.values()}
+
+
+def test_a_second_copy_is_noticed():
+    """The files behind one library are told apart by their paths."""
+    row = "7f00-7f01 r-xp 00000000 00:01 42   /opt/a b/lib/libggml-base.so{}\n"
+
+    copies = library.mapped_copies(row.format("") + row.format(".0") * 2)
+
+    assert {"ggml-base": {f"/opt/a b/lib/libggml-base.so{end}" for end in ("", ".0")}} == copies
+
+
+def test_llama_cpp_writes_nothing(bf16, capfd):
+    """Its log is kept here, not on the user's terminal."""
+    with Model.load(bf16) as model, Context(model, small()):
+        pass
+
+    assert ("", "") == capfd.readouterr()
+
+
+def test_the_log_takes_lines_in_pieces():
+    """Lines come in pieces that end within characters; broken bytes are replaced."""
+    log = library.Log()
+    for level, text in [(2, b"a \xc3"), (5, b"\xa9\nb"), (4, b"ad \xff\n"), (1, b"noise\n")]:
+        log.take(level, text, None)
+
+    assert (["a é", "bad �"], ["bad �"]) == (log.since(0), log.errors())
+
+
+def test_the_cpu_is_a_device():
+    """There is always a CPU, with memory."""
+    cpu = next(device for device in llama.devices() if device.kind == "cpu")
+
+    assert "CPU" in llama.backends()
+    assert 0 < cpu.free <= cpu.total
+
+
+# --- models ---
+
+
+def test_a_model_knows_its_numbers(model):
+    """What the file says is what the properties say."""
+    said = [model.metadata(f"gemma4.{key}") for key in ("block_count", "embedding_length")]
+
+    assert [str(model.n_layer), str(model.n_embd)] == said
+    assert model.metadata("no.such.key") is None
+    assert "<|turn>" in model.chat_template
+    assert "BF16" in model.description
+    assert sum(model.memory.weights.values()) == pytest.approx(model.size_bytes, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda data: b"GGML" + data[4:], "not a GGUF file"),
+        (lambda data: data[: len(data) // 2], "not within the file bounds"),
+        (lambda data: data[:2000], "failed to read key-value pairs"),
+        (lambda data: data.replace(b"gemma4", b"gemmaX"), "unknown model architecture: 'gemmaX'"),
+        (lambda data: b"", "not a GGUF file"),
+    ],
+)
+def test_a_damaged_file_is_refused(bf16, tmp_path, damage, why):
+    """The error names the file and says, in llama.cpp's words, what is wrong."""
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(damage(bf16.read_bytes()))
+
+    with pytest.raises(EngineError, match=f"damaged.gguf: .*{why}"):
+        Model.load(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    """Before llama.cpp sees it."""
+    with pytest.raises(EngineError, match=r"none\.gguf: cannot be read: No such file"):
+        Model.load(tmp_path / "none.gguf")
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (ModelOptions(overrides=(("exps", "TPU7"),)), "no device 'TPU7'; llama.cpp has .*CPU"),
+        (ModelOptions(devices=("TPU7",)), "no device 'TPU7'"),
+        (ModelOptions(load_mode="magic"), "'magic' is none of llama.cpp's auto, direct_io, mlock"),
+        (ModelOptions(no_alloc=True), "no_alloc needs load_mode 'none'"),
+        (ModelOptions(overrides=(("a", "CPU"),) * 100_000), "100000 overrides"),
+        (ModelOptions(rpc=("nowhere",)), "not an endpoint"),
+        (ModelOptions(rpc=("127.0.0.1:1",)), "no RPC server answers"),
+    ],
+)
+def test_impossible_options_are_refused(bf16, options, why):
+    """llama.cpp would end the process for most of them."""
+    with pytest.raises(EngineError, match=why):
+        Model.load(bf16, options)
+
+
+def test_options_reach_the_loading(bf16):
+    """Repacking, load mode, devices and overrides change the buffers that weights go to."""
+    options = ModelOptions(
+        load_mode="none", repack=False, devices=(), overrides=((r"_exps\.weight", "CPU"),)
+    )
+    with Model.load(bf16, options) as model:
+        assert {"CPU"} == model.memory.weights.keys()
+
+
+def test_what_progress_raises_ends_the_loading(bf16):
+    """Also when that is Ctrl-C, which C cannot pass on."""
+    seen = []
+
+    def interrupt(fraction):
+        seen.append(fraction)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Model.load(bf16, on_progress=interrupt)
+    assert 1 == len(seen)
+
+
+def test_a_closed_model_takes_its_contexts_along(bf16):
+    """Nothing reaches freed memory; closing twice is harmless."""
+    model = Model.load(bf16)
+    context = Context(model, small())
+    context.decode([1])
+    model.close()
+    model.close()
+    assert 0 == len(context.logits)
+
+    for use in (
+        lambda: model.n_vocab,
+        lambda: model.tokenize("x"),
+        lambda: context.decode([1]),
+        lambda: context.forget(),
+        lambda: context.held(),
+        lambda: Context(model),
+    ):
+        with pytest.raises(EngineError, match="is closed"):
+            use()
+
+
+def test_a_vocabulary_alone_reads_text(bf16, model):
+    """It tokenizes as the whole model does and makes no context."""
+    with Model.load(bf16, ModelOptions(vocab_only=True)) as vocabulary:
+        assert vocabulary.tokenize(TEXT).tolist() == model.tokenize(TEXT).tolist()
+        with pytest.raises(EngineError, match="vocab_only"):
+            Context(vocabulary)
+
+
+# --- text ---
+
+
+@given(st.text(st.characters(exclude_characters="▁", exclude_categories=["Cs"]), max_size=60))
+def test_pieces_spell_the_text(model, text):
+    """Tokens put together again are the text, byte for byte."""
+    tokens = model.tokenize(text, add_special=False)
+
+    assert text.encode() == b"".join(model.piece(token) for token in tokens)
+
+
+def test_special_tokens_are_read_and_written_on_request(model):
+    """BOS comes first if the model wants it; "<bos>" is a token only where asked for."""
+    assert model.add_bos
+    assert [model.bos] == model.tokenize("").tolist()
+    assert [model.bos] == model.tokenize("<bos>", False, parse_special=True).tolist()
+    assert model.bos not in model.tokenize("x<bos>", False)
+    assert (b"", b"<bos>") == (model.piece(model.bos), model.piece(model.bos, special=True))
+
+
+def test_generations_end_at_an_end_token(model):
+    """End of sequence ends; ordinary text does not; what is no token is refused."""
+    assert model.is_end(model.eos)
+    assert not model.is_end(model.tokenize("x")[-1])
+    for use in (model.is_end, model.piece):
+        with pytest.raises(EngineError, match="not in the vocabulary"):
+            use(model.n_vocab)
+
+
+def test_text_must_be_unicode(model):
+    """A lone surrogate has no UTF-8."""
+    with pytest.raises(TextError, match="not valid Unicode"):
+        model.tokenize("\ud800")
+
+
+# --- decoding ---
+
+
+def test_outputs_choose_rows(model, tokens):
+    """all, last and a mask are rows of one another; none has none."""
+    with Context(model, small()) as context:
+        every = context.decode(tokens[:50]).copy()
+        mask = np.arange(50) % 7 == 0
+        last = context.decode(tokens[:50], outputs="last").copy()
+        masked = context.decode(tokens[:50], outputs=mask).copy()
+        none = context.decode(tokens[:50], outputs="none")
+
+        for found, wanted in ((last, every[-1:]), (masked, every[mask]), (none, every[:0])):
+            assert found.shape == wanted.shape
+            assert alike(found, wanted)
+
+
+def test_logits_are_not_copied(model, tokens):
+    """They are llama.cpp's memory: the next decode writes there."""
+    with Context(model, small()) as context:
+        first = context.decode(tokens[:9])
+        kept = first.copy()
+        second = context.decode(tokens[9:18])
+
+        assert np.shares_memory(first, second)
+        assert not np.array_equal(first, kept)
+
+
+def test_a_text_may_be_read_in_parts(model, tokens):
+    """Parts continue each other; going back replaces what came after."""
+    with Context(model, small()) as context:
+        whole = context.decode(tokens[:60]).copy()
+        context.decode(tokens[:20])
+        context.decode(tokens[5:25], start=20)
+        rest = context.decode(tokens[20:60], start=20)
+
+        assert 60 == context.held()
+        assert alike(rest, whole[20:])
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_sequences_do_not_see_each_other(model, tokens, unified):
+    """Several texts in one batch get the logits each has alone, in the order given."""
+    rows = tokens[:160].reshape(4, 40)
+    with Context(model, small()) as context:
+        alone = [context.decode(row).copy() for row in rows]
+    with Context(model, small(n_ctx=1024, n_seq=4, kv_unified=unified)) as context:
+        together = context.decode(rows).reshape(4, 40, -1)
+        assert alike(together, alone)
+        last = context.decode(rows[:2], seq=1, outputs="last")
+        assert alike(last, [alone[0][-1], alone[1][-1]])
+        assert [40] * 4 == [context.held(seq) for seq in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"tokens": []}, "wanted integers"),
+        ({"tokens": [0.5]}, "wanted integers"),
+        ({"tokens": [[[1]]]}, "wanted integers"),
+        ({"tokens": [-1]}, "the vocabulary has 0 to"),
+        ({"tokens": [1 << 40]}, "the vocabulary has 0 to"),
+        ({"tokens": [1] * 65, "outputs": "last"}, "65 tokens at once, n_batch is 64"),
+        ({"tokens": [1] * 9}, "9 outputs, n_outputs is 8"),
+        ({"tokens": [1], "start": 256}, "257 tokens in a sequence, its context is 256"),
+        ({"tokens": [1], "start": 3}, "holds 0 tokens: cannot go on at 3"),
+        ({"tokens": [1], "start": -1}, "start is -1"),
+        ({"tokens": [1], "seq": 1}, "n_seq is 1"),
+        ({"tokens": [[1], [1]]}, "n_seq is 1"),
+        ({"tokens": [1], "outputs": [True, True]}, "outputs have shape"),
+        ({"tokens": [1], "outputs": "some"}, "wanted all, last"),
+    ],
+)
+def test_an_impossible_batch_is_refused(model, arguments, why):
+    """Checked before llama.cpp, which would end the process; the context lives on."""
+    with Context(model, small(n_batch=64, n_outputs=8)) as context:
+        with pytest.raises(EngineError, match=why):
+            context.decode(**arguments)
+        assert (1, model.n_vocab) == context.decode([2]).shape
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"type_v": "q8_0", "flash_attention": False}, "quantized V cache requires"),
+        ({"type_k": "q9_9"}, "no cache type 'q9_9'"),
+        ({"n_seq": 4, "n_outputs": 3}, "n_outputs is 3, wanted 4"),
+        ({"n_seq": 1000}, "n_seq_max must be"),
+    ],
+)
+def test_an_impossible_context_is_refused(model, changes, why):
+    """In llama.cpp's words where it has some."""
+    with pytest.raises(EngineError, match=why):
+        Context(model, small(**changes))
+
+
+@pytest.mark.parametrize("name", ["n_ctx", "n_batch", "n_ubatch", "n_seq", "threads", "n_outputs"])
+@pytest.mark.parametrize("value", [0, -1, 1 << 31])
+def test_sizes_are_positive(name, value):
+    """llama.cpp would take them modulo 2^32."""
+    with pytest.raises(EngineError, match=f"{name} is {value}"):
+        ContextOptions(**{name: value})
+
+
+def fill(context, tokens):
+    """Read tokens in batches."""
+    for start in range(0, len(tokens), context.n_batch):
+        context.decode(tokens[start : start + context.n_batch], start=start, outputs="none")
+
+
+def test_a_window_that_passed_is_not_reused(model, tokens):
+    """The sliding-window cache goes back a little; further back everything is dropped."""
+    options = small(n_ctx=1024, n_batch=64, n_outputs=64)
+    with Context(model, options) as context:
+        fill(context, tokens[:640])
+        assert 630 == context.forget(0, 630)
+        resumed = context.decode(tokens[630:650], start=630).copy()
+        with pytest.raises(EngineError, match="cannot go back to token 100"):
+            context.decode(tokens[100:110], start=100)
+        fill(context, tokens[:630])
+        assert alike(resumed, context.decode(tokens[630:650], start=630))
+        assert (0, 0) == (context.forget(0, 100), context.held())
+    with Context(model, small(n_ctx=1024, n_batch=64, swa_full=True)) as context:
+        fill(context, tokens[:640])
+        assert (100, 100) == (context.forget(0, 100), context.held())
+
+
+def test_forgetting_everything(model, tokens):
+    """Every sequence is empty after it; more than there is cannot be kept."""
+    with Context(model, small(n_ctx=512, n_seq=2)) as context:
+        context.decode(tokens[:40].reshape(2, 20))
+        assert (20, 5) == (context.forget(0, 99), context.forget(-1, 5))
+        assert (0, 0, 0) == (context.forget(), context.held(0), context.held(1))
+
+
+# --- tensors at work ---
+
+
+def test_results_are_shown_as_they_are_computed(model, tokens):
+    """Every result in order, the last one being the logits; a filter leaves the rest out."""
+    shown, asked = {}, []
+
+    def keep(name, tensor):
+        shown[name] = tensor.read()
+
+    def wanted(name, tensor):
+        asked.append(name)
+        return name in ("ffn_moe_topk-1", "result_output")
+
+    with Context(model, small(), keep, wanted) as context:
+        logits = context.decode(tokens[:10])
+
+        assert ["ffn_moe_topk-1", "result_output"] == list(shown)
+        assert len(asked) > 100
+        assert np.array_equal(logits, shown["result_output"][0, 0])
+        # A view into the sorted experts of every token: read with its strides.
+        experts = shown["ffn_moe_topk-1"][0, 0]
+        assert (10, 4) == experts.shape
+        assert all(len(set(row)) == 4 and 0 <= min(row) <= max(row) < 16 for row in experts)
+
+
+def test_a_tensor_knows_its_operation(model, tokens):
+    """Name, operation, type, shape and sources: the weight comes first."""
+    seen = {}
+
+    def note(name, tensor):
+        if tensor.op == "MUL_MAT_ID":
+            weight, values, experts = tensor.sources
+            seen[weight.name] = (weight.shape, weight.op, weight.nbytes, values.shape)
+            assert (np.float32, np.int32) == (values.read().dtype, experts.read().dtype)
+
+    with Context(model, small(), note) as context:
+        context.decode(tokens[:10])
+
+    assert 2 * model.n_layer == len(seen)
+    shape, op, nbytes, values = seen["blk.0.ffn_down_exps.weight"]
+    assert (1, 16, model.n_embd) == shape[:3]
+    assert ("NONE", 2 * np.prod(shape)) == (op, nbytes)
+    assert (1, 10, 4, shape[3]) == values
+
+
+def test_what_the_callback_raises_comes_out_of_decode(model, tokens):
+    """The cache is empty then, and the context can be used again."""
+    fail = True
+
+    def check(name, tensor):
+        if fail:
+            raise LookupError(name)
+
+    with Context(model, small(), check) as context:
+        with pytest.raises(LookupError):
+            context.decode(tokens[:10])
+        fail = False
+        assert 0 == context.held()
+        with Context(model, small()) as plain:
+            assert alike(context.decode(tokens[:10]), plain.decode(tokens[:10]))
+
+
+def collect_weights(found):
+    """A `wants` that computes nothing extra and remembers the weights it comes across."""
+
+    def wants(name, tensor):
+        for source in tensor.sources:
+            if source.name.endswith(".weight"):
+                found[source.name] = source
+        return False
+
+    return wants
+
+
+def test_weights_can_be_swapped(bf16, tokens):
+    """New bytes change the logits; the old ones restore them bit for bit."""
+    found: dict[str, Tensor] = {}
+    name = "blk.1.ffn_down_exps.weight"
+    options = ModelOptions(load_mode="none", repack=False)
+    with (
+        Model.load(bf16, options) as model,
+        Context(model, small(), lambda name, tensor: None, collect_weights(found)) as context,
+    ):
+        before = context.decode(tokens[:20]).copy()
+        old = found[name].read_bytes()
+        assert np.isfinite(found[name].read()).all()
+        found[name].write_bytes(np.zeros_like(old))
+        changed = context.decode(tokens[:20]).copy()
+        assert not found[name].read().any()
+        found[name].write_bytes(old)
+
+        assert np.abs(changed - before).max() > 0.01
+        assert np.array_equal(before, context.decode(tokens[:20]))
+        with pytest.raises(EngineError, match="3 bytes to write, wanted"):
+            found[name].write_bytes(old[:3])
+
+
+def test_weights_out_of_reach_are_refused(bf16, q4_k_m, tokens):
+    """Mapped memory is read-only; repacked weights are not in their type's layout."""
+    for path, what, why in ((bf16, "CPU_Mapped", "mapped"), (q4_k_m, "CPU_REPACK", "repack=False")):
+        found: dict[str, Tensor] = {}
+        with Model.load(path) as model:
+            if what not in model.memory.weights:
+                continue  # this CPU repacks nothing
+            seen = collect_weights(found)
+            with Context(model, small(), lambda name, tensor: None, seen) as context:
+                context.decode(tokens[:20])
+                tensor = next(t for t in found.values() if t.buffer == what)
+                with pytest.raises(EngineError, match=why):
+                    tensor.write_bytes(np.zeros(tensor.nbytes, np.uint8))
+
+
+# --- memory ---
+
+
+def test_the_probe_sees_what_the_run_takes(bf16):
+    """Caches and compute buffers as planned are those of the real load; options matter."""
+    options = small(n_ctx=2048, n_outputs=1, type_k="q8_0", type_v="q8_0")
+    planned = llama.probe(bf16, context=options)
+    with Model.load(bf16) as model, Context(model, options) as context:
+        real = context.memory
+
+    assert planned == real
+    assert 0 < planned.cache_bytes("swa") < planned.cache_bytes("full")
+    assert {"CPU"} == planned.compute.keys()
+    assert 4 * model_vocab(bf16) == planned.outputs
+    full = llama.probe(bf16, context=small(n_ctx=2048, swa_full=True))
+    assert full.cache_bytes("swa") > planned.cache_bytes("swa")
+
+
+def model_vocab(path):
+    with Model.load(path, ModelOptions(vocab_only=True)) as model:
+        return model.n_vocab
+
+
+def test_a_failed_probe_says_why(bf16, tmp_path):
+    """Refusals come back as errors, and so do a crash and a child that hangs."""
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(bf16.read_bytes().replace(b"gemma4", b"gemmaX"))
+    crash = subprocess.CompletedProcess([], -6, "", "ggml.c:1: GGML_ASSERT(x) failed\n")
+
+    with pytest.raises(EngineError, match="unknown model architecture"):
+        llama.probe(damaged)
+    with pytest.raises(EngineError, match="more than 0.001 s"):
+        llama.probe(bf16, timeout=0.001)
+    with pytest.raises(EngineError, match=r"Aborted.*GGML_ASSERT"):
+        memory._read_answer(bf16, crash)
+
+
+# --- sampling ---
+
+
+def test_temperature_zero_takes_the_best(model, tokens):
+    """Of any row of the last decode; without logits there is nothing to draw from."""
+    with Context(model, small()) as context, Sampler(model.n_vocab, Sampling(0)) as sampler:
+        with pytest.raises(EngineError, match="the last decode left 0"):
+            sampler.sample(context)
+        best = context.decode(tokens[:10]).argmax(axis=1)
+        assert [best[-1], best[0], best[3]] == [sampler.sample(context, i) for i in (-1, 0, 3)]
+        with pytest.raises(EngineError, match="row 10 of logits"):
+            sampler.sample(context, 10)
+        context.decode(tokens[:10], outputs="none")
+        with pytest.raises(EngineError, match="the last decode left 0"):
+            sampler.sample(context)
+
+
+def test_logits_that_are_not_numbers_are_not_sampled(model, tokens):
+    """llama.cpp would end the process; a broken file must not."""
+    with Context(model, small()) as context, Sampler(model.n_vocab) as sampler:
+        context.decode(tokens[:5])[2, 7] = np.nan
+        assert 0 <= sampler.sample(context) < model.n_vocab
+        with pytest.raises(EngineError, match="not numbers"):
+            sampler.sample(context, 2)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1}, {"top_p": 2}, {"min_p": -0.1}, {"repeat_penalty": 0}]
+)
+def test_sampling_has_bounds(wrong):
+    """Also against NaN, which compares with nothing."""
+    for value in (*wrong.values(), float("nan")):
+        with pytest.raises(EngineError, match="wanted top_p and min_p"):
+            Sampling(**dict.fromkeys(wrong, value))
+
+
+def test_a_seed_repeats_the_draws(model, tokens):
+    """Same seed, same draws; `reset` begins them again."""
+    hot = Sampling(temperature=5, top_k=0, top_p=1, min_p=0, repeat_penalty=1.1, seed=7)
+    with Context(model, small()) as context:
+        context.decode(tokens[:10])
+        with Sampler(model.n_vocab, hot) as first, Sampler(model.n_vocab, hot) as second:
+            draws = [first.sample(context) for _ in range(20)]
+            first.reset()
+            assert draws == [second.sample(context) for _ in range(20)]
+            assert draws == [first.sample(context) for _ in range(20)]
+            assert len(set(draws)) > 1
+
+
+# --- another device ---
+
+
+@contextmanager
+def rpc_server():
+    """A process that offers its CPU over loopback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    code = f"from gemcut.llama import serve_rpc; serve_rpc('127.0.0.1:{port}', 1)"
+    server = subprocess.Popen(
+        [sys.executable, "-c", code], env=child_environment(), stdout=subprocess.DEVNULL
+    )
+    try:
+        wait_for(port)
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def wait_for(port):
+    for _ in range(600):
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.1)
+    raise TimeoutError(f"nothing listens on {port}")
+
+
+def child_environment():
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), *sys.path]))}
+
+
+# In a process of its own: a device stays registered, and every later load would use it.
+CLIENT = """
+import json, sys
+import numpy as np
+from gemcut import ggml, llama
+from gemcut.engine import ContextOptions, ModelOptions
+path, endpoint, logits = sys.argv[1:]
+override = (r"blk\\.[0-1]\\.ffn_.*_exps\\.weight", "CPU")
+options = ModelOptions(rpc=(endpoint,), overrides=(override,), load_mode="none")
+context = ContextOptions(n_ctx=256, n_ubatch=64, threads=1)
+planned = llama.probe(path, options, context)
+with llama.Model.load(path, options) as model, llama.Context(model, context) as run:
+    np.save(logits, run.decode(model.tokenize("def f(x):\\n    return x")))
+    again = llama.add_rpc(endpoint)
+    kinds = {d.name: d.kind for d in llama.devices()}
+    print(json.dumps([model.memory.weights, run.memory.to_dict(), planned.to_dict(), again, kinds]))
+"""
+
+
+def test_experts_on_the_cpu_and_the_rest_elsewhere(bf16, model, tmp_path):
+    """Hybrid offload for real: a second process stands in for the GPU.
+
+    The weights divide as the override says, the caches go to the device, and the logits are those
+    of the CPU alone. `add_rpc` twice is one device; each ggml library is still loaded once, which
+    `add_rpc` checks.
+    """
+    if "RPC" not in llama.backends():
+        pytest.skip("llama-cpp-python was built without RPC")
+    out = tmp_path / "logits.npy"
+    with rpc_server() as endpoint:
+        done = subprocess.run(
+            [sys.executable, "-c", CLIENT, str(bf16), endpoint, str(out)],
+            env=child_environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert 0 == done.returncode, done.stderr
+    weights, real, planned, again, kinds = json.loads(done.stdout.splitlines()[-1])
+
+    remote = f"RPC0[{endpoint}]"
+    experts = 2 * 16 * 3 * 64 * model.n_embd * 2  # layers, experts, matrices, rows, columns, bf16
+    embedding = model.n_vocab * model.n_embd * 2  # on the host, and as the output on the device
+    assert weights["CPU"] == pytest.approx(experts + embedding, rel=0.01)
+    assert weights[remote] == pytest.approx(model.size_bytes - experts, rel=0.01)
+    assert {"RPC0"} == {name for cache in real["caches"] for name in cache["devices"]}
+    assert planned["caches"] == real["caches"]
+    assert planned["compute"] == real["compute"]
+    assert remote in real["compute"]
+    assert (["RPC0"], "gpu") == (again, kinds["RPC0"])
+    with Context(model, small()) as context:
+        alone = context.decode(model.tokenize("def f(x):\n    return x"))
+        assert alike(np.load(out), alone)
+
+
+@pytest.mark.parametrize("wrong", ["localhost", ":5", "host:", "host:http"])
+def test_endpoints_are_host_and_port(wrong):
+    """Anything else would end the process."""
+    with pytest.raises(EngineError, match="not an endpoint"):
+        llama.add_rpc(wrong)
