@@ -5,7 +5,6 @@ and a view costs nothing: stacking, splitting, transposing are all views. Rows a
 float32 a tile at a time, when somebody asks for them.
 """
 
-import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy.typing as npt
 
 from gemcut import ggml
 from gemcut.convert.checkpoint import Checkpoint
+from gemcut.convert.derived import derived
 from gemcut.convert.families import FAMILIES
 from gemcut.convert.family import Config, Family, Rule, find
 from gemcut.errors import CheckpointError
@@ -124,6 +124,17 @@ def open_model(checkpoint: Checkpoint) -> Model:
         CheckpointError: unknown architecture, missing, unsupported or misshapen tensors, a
             config or tokenizer that lacks what is needed.
     """
+    try:
+        return _open_model(checkpoint)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        # A field of another kind than it should be; what is merely missing is said more exactly.
+        what = f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"{checkpoint.folder}: config.json or a tokenizer file is damaged: {what}"
+        ) from error
+
+
+def _open_model(checkpoint: Checkpoint) -> Model:
     family = find(FAMILIES, checkpoint.config)
     config = family.text_config(checkpoint.config)
     metadata = {
@@ -202,27 +213,19 @@ def _expected(family: Family, config: Config) -> Iterator[tuple[int, Rule]]:
 def _general(
     family: Family, checkpoint: Checkpoint, tensors: tuple[Tensor, ...]
 ) -> dict[str, Value]:
-    """`general.*`: name, size label, licence, sampling defaults, as gguf-py derives them."""
-    logging.getLogger("gguf").setLevel(logging.ERROR)
-    writer = gguf.GGUFWriter(None, family.name)
-    for tensor in tensors:
-        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), 4 * tensor.weights)
-    total, shared, expert, experts = writer.get_total_parameter_count()
-    try:
+    """`general.*`: name, size label, licence, sampling defaults."""
+
+    def write(writer: gguf.GGUFWriter) -> None:
+        for tensor in tensors:
+            kind = np.dtype(np.float32)
+            writer.add_tensor_info(tensor.name, tensor.shape, kind, 4 * tensor.weights)
+        total, shared, expert, experts = writer.get_total_parameter_count()
         described = gguf.Metadata.load(None, checkpoint.folder, None, total)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise CheckpointError(f"{checkpoint.folder}: model card: {error}") from error
-    described.name = described.name or checkpoint.folder.name
-    if described.size_label is None:
-        described.size_label = gguf.size_label(total, shared, expert, experts)
-    writer.add_type(gguf.GGUFType.MODEL)
-    described.set_gguf_meta_model(writer)
-    return {key: _plain(value) for key, value in writer.kv_data[0].items()}
+        described.name = described.name or checkpoint.folder.name
+        if described.size_label is None:
+            described.size_label = gguf.size_label(total, shared, expert, experts)
+        writer.add_type(gguf.GGUFType.MODEL)
+        described.set_gguf_meta_model(writer)
 
-
-def _plain(value: Any) -> Value:
-    """gguf-py's value as ours."""
-    names = {"UINT32": "u32", "INT32": "i32", "FLOAT32": "f32", "BOOL": "bool", "STRING": "str"}
-    if value.type is gguf.GGUFValueType.ARRAY:
-        return Value("[str]", [str(item) for item in value.value])
-    return Value(names[value.type.name], value.value)
+    found = derived(checkpoint, "model card", "general.", write)
+    return {**found, "general.architecture": Value("str", family.name)}

@@ -8,7 +8,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import gguf
+
 from gemcut.convert.checkpoint import Checkpoint
+from gemcut.convert.derived import derived
 from gemcut.errors import CheckpointError
 from gemcut.gguf_file import Value
 
@@ -16,8 +19,6 @@ NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6  # llama.cpp's token types
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _NO_SCORE = -1000.0  # BPE needs merges, not scores; llama.cpp wants one for every token
-_IDS = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding"}
-_IDS |= {"mask": "mask"}  # our name -> the GGUF key's, its old misspelling included
 
 
 def gemma_vocabulary(visible: frozenset[str]) -> Callable[[Checkpoint, int], dict[str, Value]]:
@@ -34,9 +35,10 @@ def gemma_vocabulary(visible: frozenset[str]) -> Callable[[Checkpoint, int], dic
         added = {token["content"]: token["id"] for token in document.get("added_tokens", [])}
         tokens = _tokens(checkpoint, model["vocab"] | added, size)
         special = _special_tokens(settings)
+        text = visible | (added.keys() - special - model["vocab"].keys())
 
         def kind(token: str) -> int:
-            if token in visible or (token in added and token not in special | set(model["vocab"])):
+            if token in text:
                 return USER_DEFINED
             if _BYTE.fullmatch(token):
                 return BYTE
@@ -47,9 +49,7 @@ def gemma_vocabulary(visible: frozenset[str]) -> Callable[[Checkpoint, int], dic
             "tokenizer.ggml.tokens": Value("[str]", tokens),
             "tokenizer.ggml.scores": Value("[f32]", [_NO_SCORE] * size),
             "tokenizer.ggml.token_type": Value("[i32]", [kind(token) for token in tokens]),
-            "tokenizer.ggml.merges": Value("[str]", _merges(checkpoint, model)),
-            **_special_ids(checkpoint, settings, added),
-            **_chat_template(checkpoint, settings),
+            **_special(checkpoint),
             "tokenizer.ggml.add_space_prefix": Value("bool", False),
             "tokenizer.ggml.add_bos_token": Value("bool", True),
         }
@@ -93,35 +93,13 @@ def _content(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _merges(checkpoint: Checkpoint, model: Mapping[str, Any]) -> list[str]:
-    merges = model.get("merges")
-    if not isinstance(merges, list) or not merges:
+def _special(checkpoint: Checkpoint) -> dict[str, Value]:
+    """Merges, ids of special tokens and chat template, as gguf-py reads them."""
+
+    def write(writer: gguf.GGUFWriter) -> None:
+        gguf.SpecialVocab(checkpoint.folder, load_merges=True).add_to_gguf(writer, quiet=True)
+
+    found = derived(checkpoint, "tokenizer", "tokenizer.", write)
+    if "tokenizer.ggml.merges" not in found:
         raise CheckpointError(f"{checkpoint.folder / 'tokenizer.json'}: no merges")
-    # The two parts of a merge are parted by a space, so a space within one is moved out of the way.
-    return [m if isinstance(m, str) else " ".join(p.replace(" ", "Ġ") for p in m) for m in merges]
-
-
-def _special_ids(
-    checkpoint: Checkpoint, settings: Mapping[str, Any], added: Mapping[str, int]
-) -> dict[str, Value]:
-    config, found = checkpoint.config, {}
-    for name, key in _IDS.items():
-        number = added.get(_content(settings.get(f"{name}_token")) or "")
-        for source in (config, config.get("text_config", {})):
-            if number is None and isinstance(source.get(f"{name}_token_id"), int):
-                number = source[f"{name}_token_id"]
-        if number is not None:
-            found[f"tokenizer.ggml.{key}_token_id"] = Value("u32", number)
     return found
-
-
-def _chat_template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict[str, Value]:
-    template = settings.get("chat_template")
-    file = checkpoint.folder / "chat_template.jinja"
-    if template is None and file.exists():
-        template = file.read_text(encoding="utf-8")
-    if isinstance(template, list):  # several named ones; the default is the one that chats
-        template = next((t["template"] for t in template if t.get("name") == "default"), None)
-    if not isinstance(template, str):
-        return {}
-    return {"tokenizer.chat_template": Value("str", template)}
