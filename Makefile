@@ -40,7 +40,7 @@ build: $(READY) ## wheel and source distribution in dist/
 	.venv/bin/python -m build --outdir dist .
 
 clean: ## remove all that was made here; the cache of built wheels stays
-	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist gemcut-demo *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml .ci/engine.py

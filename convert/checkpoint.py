@@ -49,7 +49,7 @@ class Checkpoint:
             value = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: not JSON: {error}") from error
         if not isinstance(value, dict):
             raise CheckpointError(f"{path}: a JSON {type(value).__name__}, wanted an object")

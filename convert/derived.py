@@ -28,8 +28,9 @@ def derived(
     writer = gguf.GGUFWriter(None, checkpoint.config.get("model_type", ""))
     try:
         write(writer)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError) as error:
-        raise CheckpointError(f"{checkpoint.folder}: {what}: {error}") from error
+    except Exception as error:  # whatever gguf-py and the YAML parser under it happen to raise
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(f"{checkpoint.folder}: {what}: {said}") from error
     pairs = writer.kv_data[0].items()
     return {key: _plain(value) for key, value in pairs if key.startswith(prefix)}
 

@@ -109,7 +109,7 @@ class Model:
     metadata: Mapping[str, Value]
     tensors: tuple[Tensor, ...]
     notes: tuple[str, ...] = ()  # what was left out
-    files: frozenset[Path] = frozenset()  # that are read while the model is written
+    files: frozenset[Path] = frozenset()  # of the source, which is never written to
 
     @property
     def weights(self) -> int:
@@ -146,7 +146,8 @@ def _open_model(checkpoint: Checkpoint) -> Model:
     tensors = tuple(_tensors(family, config, checkpoint, names))
     vocabulary = family.vocabulary(checkpoint, config.positive("vocab_size"))
     general = _general(family, checkpoint, tensors)
-    files = frozenset(source.path.resolve() for source in checkpoint.tensors.values())
+    found = (path for path in checkpoint.folder.iterdir() if path.suffix != ".gguf")
+    files = frozenset(path.resolve() for path in found)
     return Model(family.name, {**general, **metadata, **vocabulary}, tensors, notes, files)
 
 

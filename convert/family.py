@@ -91,6 +91,7 @@ def find(families: Sequence[Family], config: Mapping[str, Any]) -> Family:
         CheckpointError: no family knows the architecture.
     """
     named = config.get("architectures") or []
+    named = [named] if isinstance(named, str) else named
     for family in families:
         if set(named) & set(family.architectures):
             return family

@@ -9,13 +9,18 @@ from pathlib import Path
 
 from gemcut.errors import CheckpointError
 
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "README.md"]
 
 
 def is_repository(source: str) -> bool:
-    """Whether a source names a repository (`owner/name`) rather than something on disk."""
-    return bool(_REPOSITORY.fullmatch(source)) and not Path(source).exists()
+    """Whether a source names a repository (`owner/name`) rather than something on disk.
+
+    A name in a folder that exists, or of a GGUF, is a mistyped path: nobody asked for the network.
+    """
+    if not _REPOSITORY.fullmatch(source) or source.endswith(".gguf"):
+        return False
+    return not Path(source).parent.exists()
 
 
 def fetch(repository: str, revision: str | None = None, offline: bool = False) -> Path:
@@ -25,7 +30,7 @@ def fetch(repository: str, revision: str | None = None, offline: bool = False) -
         CheckpointError: unknown, not accessible, or not cached while offline.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return Path(
@@ -37,5 +42,6 @@ def fetch(repository: str, revision: str | None = None, offline: bool = False) -
         raise CheckpointError(
             f"{repository}: no such folder, and as a Hub id it is neither cached nor reachable"
         ) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise CheckpointError(f"{repository}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # the client's errors, and its HTTP library's, share no base
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{repository}: cannot be fetched from the Hub: {said}") from error

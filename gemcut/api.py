@@ -69,7 +69,7 @@ def make_plan(model: Model, target: Target, importance: Importance | None = None
         BudgetError: no choice fits the size.
     """
     if target.plan is not None:
-        return target.plan
+        return choose.refit(model, target.plan)
     weighted = importance is not None
     if target.size is not None:
         describe = partial(metadata, model)
@@ -86,6 +86,14 @@ def make_plan(model: Model, target: Target, importance: Importance | None = None
 def planned_size(model: Model, plan: Plan) -> int:
     """Bytes of the file that the plan makes; exact, and nothing is written."""
     return file_size(metadata(model, plan), choose.infos(model, plan))
+
+
+def check_output(model: Model, output: Path) -> None:
+    """Raise OutputError if writing there would hit a folder or a file of the model's source."""
+    if output.is_dir():
+        raise OutputError(f"{output}: is a folder; wanted a file name")
+    if output.resolve() in model.files:
+        raise OutputError(f"{output}: belongs to the checkpoint; wanted another file's name")
 
 
 def convert_checkpoint(
@@ -121,10 +129,7 @@ def quantize_model(
         OutputError: the file cannot be written.
     """
     plan = make_plan(model, target, importance)
-    if output.is_dir():
-        raise OutputError(f"{output}: is a folder; wanted a file name")
-    if output.resolve() in model.files:
-        raise OutputError(f"{output}: is read from; wanted another file's name")
+    check_output(model, output)
     write_model(model, plan, output, importance, threads or default_threads(), progress)
     return plan
 
@@ -142,7 +147,7 @@ def inspect_source(
     Raises:
         CheckpointError, GGUFError: the source cannot be read.
     """
-    if Path(source).is_file():
+    if Path(source).is_file() or Path(source).suffix == ".gguf":
         with GGUFFile(Path(source)) as file:
             architecture = str(file.get("general.architecture", "unknown"))
             notes = ["carries the plan it was made from"] if METADATA_KEY in file.metadata else []

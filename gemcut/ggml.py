@@ -90,6 +90,10 @@ _TYPE_COUNT = (
     43  # GGML_TYPE_COUNT of the pinned version; ggml aborts the process for a number past its end
 )
 
+# Some of ggml's quantizers end the process where float32 overflows, and they square sums of
+# weights times importance. No sane model comes near.
+_LARGEST = 1e12
+
 # Integers, and the formats that activations take inside a dot product.
 _NOT_FOR_WEIGHTS = {"i8", "i16", "i32", "i64", "f64", "q8_1", "q8_k"}
 
@@ -192,8 +196,10 @@ def quantize(kind: Type, rows: Floats, importance: Floats | None = None) -> Byte
         importance: a non-negative weight for every column, or None for an unweighted fit.
 
     Raises:
-        PlanError: the row length does not fit the type, or the type needs an importance.
-        EngineError: ggml wrote something else than whole, valid rows.
+        PlanError: the row length does not fit the type, or the importance is missing where it is
+            needed, of another shape, negative or not finite.
+        EngineError: the weights are NaN, infinite or absurdly large, or ggml wrote something else
+            than whole, valid rows.
     """
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     count, columns = rows.shape
@@ -201,6 +207,8 @@ def quantize(kind: Type, rows: Floats, importance: Floats | None = None) -> Byte
     if kind.name == "f32":
         return rows.view(np.uint8)
     weights = _checked_importance(kind, importance, columns)
+    if not (np.abs(rows) < (_LARGEST if kind.quantized else np.inf)).all():  # NaN is not, either
+        raise EngineError("the weights hold NaN, infinite or huge values: is the source damaged?")
     written = _ggml().ggml_quantize_chunk(
         kind.id,
         rows.ctypes.data,
@@ -213,7 +221,7 @@ def quantize(kind: Type, rows: Floats, importance: Floats | None = None) -> Byte
     if written != out.nbytes:
         raise EngineError(f"ggml wrote {written} bytes of {kind.name}, wanted {out.nbytes}")
     if not _ggml().ggml_validate_row_data(kind.id, out.ctypes.data, out.nbytes):
-        raise EngineError(f"{kind.name}: not finite after encoding: the weights hold NaN or inf")
+        raise EngineError(f"{kind.name}: not finite after encoding: the weights are too large")
     return out
 
 
@@ -225,6 +233,8 @@ def _checked_importance(kind: Type, importance: Floats | None, columns: int) -> 
     weights = np.ascontiguousarray(importance, dtype=np.float32)
     if weights.shape != (columns,):
         raise PlanError(f"importance has shape {weights.shape}, wanted ({columns},)")
+    if not ((weights >= 0) & (weights < _LARGEST)).all():
+        raise PlanError(f"an importance is negative, no number, or larger than {_LARGEST:g}")
     return weights
 
 

@@ -102,8 +102,9 @@ class GGUFFile:
             raise
 
     def _parse(self, cursor: "_Cursor") -> None:
-        if (magic := cursor.take(4)) != MAGIC:
+        if (magic := self._map[:4]) != MAGIC:
             raise GGUFError(f"{self.path}: not a GGUF: begins with {magic!r}, wanted {MAGIC!r}")
+        cursor.take(len(MAGIC))
         self.version = cursor.scalar("I")
         if self.version not in (2, 3):
             raise GGUFError(f"{self.path}: GGUF version {self.version}, wanted 2 or 3")
@@ -154,7 +155,7 @@ class GGUFFile:
     @property
     def bpw(self) -> float:
         """Bits per weight over all tensors."""
-        return 8 * self.tensor_bytes / self.weights
+        return 8 * self.tensor_bytes / max(self.weights, 1)  # a file may hold no tensor
 
     def close(self) -> None:
         """Unmap the file; views of it that are still alive keep it mapped until they go."""

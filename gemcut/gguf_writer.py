@@ -4,6 +4,7 @@ The file grows under a temporary name beside its final one, its whole size reser
 that a full disk is noticed before any work is done, and is renamed when every byte is written.
 """
 
+import errno
 import os
 import struct
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,7 @@ from threading import Lock
 import numpy as np
 
 from gemcut import ggml
-from gemcut.errors import OutputError
+from gemcut.errors import GGUFError, OutputError
 from gemcut.gguf_file import ALIGNMENT, ARRAY, MAGIC, SCALARS, STRING, TensorInfo, Value
 
 VERSION = 3
@@ -25,11 +26,18 @@ def aligned(size: int) -> int:
 
 
 def header(metadata: Mapping[str, Value], tensors: Iterable[TensorInfo]) -> bytes:
-    """Everything before the data: magic, metadata, tensor table, padding."""
+    """Everything before the data: magic, metadata, tensor table, padding.
+
+    Raises:
+        GGUFError: a metadata value does not fit its kind.
+    """
     table = list(tensors)
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(table), len(metadata))]
     for key, value in metadata.items():
-        parts += [_string(key), _value(value)]
+        try:
+            parts += [_string(key), _value(value)]
+        except (struct.error, AttributeError, OverflowError, TypeError, ValueError) as error:
+            raise GGUFError(f"{key}: {value.data!r:.60} is no {value.kind}: {error}") from error
     for info in table:
         shape = info.shape[::-1]
         layout = f"<I{len(shape)}QIQ"
@@ -144,10 +152,13 @@ class GGUFWriter:
 
 
 def _reserve(fd: int, size: int) -> None:
+    os.ftruncate(fd, size)
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, 0, size)
-    else:
-        os.ftruncate(fd, size)
+        try:
+            os.posix_fallocate(fd, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # some file systems cannot
+                raise
 
 
 def _write_at(fd: int, data: bytes | memoryview, offset: int) -> None:

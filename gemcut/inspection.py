@@ -46,7 +46,7 @@ class Inspection:
     @property
     def bpw(self) -> float:
         """Bits per weight over all tensors."""
-        return 8 * self.size / self.weights
+        return 8 * self.size / max(self.weights, 1)  # a file may hold a vocabulary alone
 
     def to_dict(self) -> dict[str, Any]:
         """The inspection as JSON knows it."""

@@ -7,6 +7,7 @@ inside the GGUF that was made from it.
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,12 +78,12 @@ class Plan:
                 raise PlanError(f"{where}: a plan of another version; wanted {VERSION}")
             tensors = {name: _entry(raw) for name, raw in document.pop("tensors").items()}
             plan = cls(**document, tensors=tensors)
-            if not (
-                isinstance(plan.weights, int) and plan.weights > 0 and plan.request is not None
-            ):
+            if not (isinstance(plan.weights, int) and plan.weights > 0):
                 raise TypeError(f"{plan.weights} weights")
+            if not isinstance(plan.request, dict):
+                raise TypeError(f"request is {plan.request!r}")
             return plan
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise PlanError(f"{where}: not a plan: {error}") from error
 
     @classmethod
@@ -90,17 +91,20 @@ class Plan:
         """Read a plan.json. Raises PlanError."""
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise PlanError(f"{path}: cannot be read: {error}") from error
+        except OSError as error:
+            raise PlanError(f"{path}: cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise PlanError(f"{path}: not a plan: {error}") from error
 
     def write(self, path: Path) -> None:
         """Write a plan.json, complete or not at all. Raises OutputError."""
-        partial = Path(path).with_name(f".{Path(path).name}.partial")
+        partial = Path(path).parent / f".{Path(path).name}.partial"
         try:
             partial.write_text(self.to_json() + "\n", encoding="utf-8")
             partial.replace(path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):  # what stopped the writing may stop this, too
+                partial.unlink()
             raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
 
 

@@ -3,11 +3,13 @@
 Each function looks at names and shapes alone; no weight is read.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from gemcut import ggml
 from gemcut.convert.engine import Model, Tensor
-from gemcut.errors import BudgetError, PlanError
+from gemcut.errors import BudgetError, PlanError, UsageError
 from gemcut.gguf_file import TensorInfo, Value
 from gemcut.gguf_writer import file_size
 from gemcut.plan import Entry, Plan
@@ -69,24 +71,30 @@ def plan_size(
         BudgetError: not even the smallest choice fits.
     """
     room = size
+    least = budget.smallest(model, importance)
     while True:  # the plan travels in the file, and its length depends on the choice
-        try:
-            plan = plan_weights(model, room, {"size": size}, importance)
-        except BudgetError as error:
-            least = plan_weights(model, budget.smallest(model, importance), {}, importance)
-            wanted = file_size(describe(least), infos(model, least))
-            raise BudgetError(
-                f"{size} bytes are too few: the smallest file of this model takes {wanted} "
-                f"({least.bpw:.2f} bits per weight)"
-            ) from error
+        plan = plan_weights(model, max(room, least), {"size": size}, importance)
         excess = file_size(describe(plan), infos(model, plan)) - size
         if excess <= 0:
             return plan
+        if plan.size <= least:
+            told = replace(plan, request={"size": size + excess})  # a longer number takes room, too
+            wanted = file_size(describe(told), infos(model, told))
+            raise BudgetError(
+                f"{size} bytes are too few: the smallest file of this model takes {wanted} "
+                f"({plan.bpw:.2f} bits per weight)"
+            )
         room = plan.size - excess
 
 
 def plan_bpw(model: Model, bpw: float, importance: bool) -> Plan:
-    """The best types by priors at no more than `bpw` bits per weight over all tensors."""
+    """The best types by priors at no more than `bpw` bits per weight over all tensors.
+
+    Raises:
+        BudgetError: not even the smallest choice fits.
+    """
+    if not math.isfinite(bpw):
+        raise UsageError(f"{bpw} bits per weight: wanted a number, as 4.5")
     return plan_weights(model, int(bpw * model.weights / 8), {"bpw": bpw}, importance)
 
 
@@ -98,6 +106,12 @@ def plan_weights(
     entries = {name: Entry(kind.name) for name, kind in types.items()}
     solver = {"name": "priors", "ranges": ranges}
     return _plan(model, entries, request, solver)
+
+
+def refit(model: Model, plan: Plan) -> Plan:
+    """The plan with its weights and bytes counted on this model: it may have been edited."""
+    size = sum(info.nbytes for info in infos(model, plan))
+    return replace(plan, weights=model.weights, size=size)
 
 
 def infos(model: Model, plan: Plan) -> list[TensorInfo]:
@@ -145,9 +159,7 @@ def _plan(
     request: Mapping[str, str | int | float],
     solver: Mapping[str, str],
 ) -> Plan:
-    plan = Plan(model.architecture, model.weights, 0, request, solver, entries)
-    size = sum(info.nbytes for info in infos(model, plan))
-    return Plan(model.architecture, model.weights, size, request, solver, entries)
+    return refit(model, Plan(model.architecture, model.weights, 0, request, solver, entries))
 
 
 def _mixture(model: Model, name: str, importance: bool) -> stock.Mixture:

@@ -62,9 +62,9 @@ def write_model(
         OutputError: the file cannot be written.
     """
     table = infos(model, plan)
-    _check_importance(model, importance or {})
+    types = {info.name: info.type for info in table}
+    _check_importance(model, types, importance)
     with GGUFWriter(path, metadata(model, plan), table) as writer:
-        types = {info.name: info.type for info in table}
         done = progress or (lambda _: None)
         with ThreadPoolExecutor(threads) as pool:
             jobs: deque[Future[int]] = deque()
@@ -110,9 +110,19 @@ def _tiles(model: Model, types: Mapping[str, ggml.Type], importance: Importance)
                 yield _Tile(tensor, kind, start, min(start + step, last), own)
 
 
-def _check_importance(model: Model, importance: Importance) -> None:
+def _check_importance(
+    model: Model, types: Mapping[str, ggml.Type], importance: Importance | None
+) -> None:
+    """Before anything is written: it would be a pity to find out after hours."""
+    if importance is not None and not any(t.name in importance for t in model.tensors):
+        raise PlanError("the importance matrix has none of this model's tensors: another model's?")
     for tensor in model.tensors:
-        weights = importance.get(tensor.name)
+        weights = (importance or {}).get(tensor.name)
+        if weights is None and ggml.needs_importance(types[tensor.name]):
+            raise PlanError(
+                f"{tensor.name}: {types[tensor.name]} needs an importance matrix (--imatrix) that "
+                "has this tensor"
+            )
         if weights is not None and weights.shape != (tensor.matrices, tensor.columns):
             raise PlanError(
                 f"importance of {tensor.name} has shape {list(weights.shape)}, wanted "

@@ -4,6 +4,7 @@ The context holds one conversation. What a new prompt shares with what was read 
 again. Nothing here prints, plans where tensors go, or talks HTTP.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,7 +80,14 @@ def recommended_sampling(model: Model) -> Sampling:
     plain = Sampling()
 
     def said(key: str, default: float) -> float:
-        return float(model.metadata(f"general.sampling.{key}") or default)
+        written = model.metadata(f"general.sampling.{key}")
+        try:
+            number = float(written or default)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise EngineError(f"the file's general.sampling.{key} is {written!r}, wanted a number")
+        return number
 
     return Sampling(
         temperature=said("temp", plain.temperature),

@@ -25,7 +25,7 @@ from gemcut.engine import (
 )
 from gemcut.errors import EngineError
 
-__all__ = ["BUILDS", "Machine", "default_threads", "inspect_machine"]
+__all__ = ["BUILDS", "Machine", "default_threads", "inspect_machine", "missing_builds"]
 
 _PACKAGES = ("llama-cpp-python", "gguf", "numpy", "huggingface-hub", "safetensors")
 
@@ -102,15 +102,20 @@ def hardware() -> list[str]:
     return [name for name, seen in signs if seen]
 
 
-def _advise(backends: tuple[str, ...], possible: list[str]) -> list[str]:
-    """How to get what the hardware offers and the installed llama.cpp lacks."""
+def missing_builds(backends: tuple[str, ...]) -> dict[str, str]:
+    """What llama.cpp could be built with and was not, with the line that does it."""
     # ggml's registry calls Metal "MTL" and ROCm by the name of the stack.
     built = {{"MTL": "Metal", "ROCm": "HIP"}.get(name, name) for name in backends}
-    lines = []
-    if possible and not built & set(possible):
+    return {name: line for name, line in BUILDS.items() if name not in built}
+
+
+def _advise(backends: tuple[str, ...], possible: list[str]) -> list[str]:
+    """How to get what the hardware offers and the installed llama.cpp lacks."""
+    missing, lines = missing_builds(backends), []
+    if possible and missing.keys() >= set(possible):
         name = possible[0]
         lines.append(f"a {name} device is here, llama.cpp was built without it: {BUILDS[name]}")
-    if "RPC" not in built:
+    if "RPC" in missing:
         lines.append(f"to use devices of other machines: {BUILDS['RPC']}")
     return lines
 

@@ -54,7 +54,15 @@ class Template:
                 enable_thinking=think,
                 **self._tokens,
             )
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        except (
+            TemplateError,
+            AttributeError,
+            ArithmeticError,
+            LookupError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise EngineError(f"the chat template refuses the conversation: {error}") from error
 
 

@@ -26,6 +26,8 @@ _UNROTATED = 1e30  # divides a rotary frequency down to no rotation at all
 
 def _is_sliding(config: Config, layer: int) -> bool:
     kinds = config["layer_types"]
+    if not isinstance(kinds, list):
+        raise CheckpointError(f"config.json: layer_types is {kinds!r}, wanted a list")
     if len(kinds) != config["num_hidden_layers"]:
         raise CheckpointError(
             f"config.json: layer_types has {len(kinds)} entries, wanted num_hidden_layers = "

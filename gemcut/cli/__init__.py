@@ -49,6 +49,10 @@ class Group(click.Group):
         except GemcutError as error:
             kind = _WrongUsage if isinstance(error, UsageError) else click.ClickException
             raise kind(str(error)) from error
+        except BrokenPipeError:  # click knows how to end then
+            raise
+        except OSError as error:  # such as a folder that may not be looked into
+            raise click.ClickException(str(error)) from error
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -45,7 +45,7 @@ class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic only in new
 SIZE = _Parsed("size", parse_size)
 CONTEXT = _Parsed("tokens", parse_context)
 
-threads = click.option("-t", "--threads", type=click.IntRange(min=1), help="default: all cores")
+threads = click.option("-t", "--threads", type=click.IntRange(1, 512), help="default: all cores")
 as_json = click.option("--json", "as_json", is_flag=True, help="the result as JSON on stdout")
 dry_run = click.option("--dry-run", is_flag=True, help="say what would be written, write nothing")
 
@@ -60,18 +60,18 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def console() -> Console:
     """The console for talk: stderr, so that stdout holds results alone."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 
 def say(text: str) -> None:
     """A line of talk on stderr."""
-    console().print(text, markup=False, soft_wrap=True)
+    console().print(text, soft_wrap=True)
 
 
 def print_table(table: Table) -> None:
     """A table on stdout, as wide as it needs when nobody looks at it on a terminal."""
     width = None if sys.stdout.isatty() else 200
-    Console(highlight=False, width=width).print(table)
+    Console(markup=False, emoji=False, highlight=False, width=width).print(table)
 
 
 def print_json(document: Any) -> None:

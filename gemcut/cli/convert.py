@@ -16,6 +16,7 @@ from gemcut.cli.common import FILE, as_json, bar, dry_run, print_json, say, sour
     type=click.Choice(["bf16", "f16", "f32"], case_sensitive=False),
     default="bf16",
     show_default=True,
+    help="of the tensors that are not kept in F32",
 )
 @threads
 @dry_run

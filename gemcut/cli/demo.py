@@ -16,7 +16,13 @@ class _Teller:
 
 
 @click.command("demo")
-@click.option("--folder", type=FILE, default=Path("gemcut-demo"), show_default=True)
+@click.option(
+    "--folder",
+    type=FILE,
+    default=Path("gemcut-demo"),
+    show_default=True,
+    help="where the files are written",
+)
 @threads
 @as_json
 def command(folder: Path, threads: int | None, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from gemcut.cli.common import as_json, print_json
 @as_json
 def command(as_json: bool) -> None:
     """Say what this machine has, which backends llama.cpp was built with and what they see."""
-    from gemcut.runtime.machine import BUILDS, inspect_machine
+    from gemcut.runtime.machine import inspect_machine, missing_builds
     from gemcut.sizes import format_size
 
     machine = inspect_machine()
@@ -30,7 +30,7 @@ def command(as_json: bool) -> None:
         ),
         *machine.versions.items(),
         *(("advice", line) for line in machine.advice),
-        *((f"for {name}", line) for name, line in BUILDS.items() if name not in machine.backends),
+        *((f"for {name}", line) for name, line in missing_builds(machine.backends).items()),
     ]
     for name, value in rows:
         click.echo(f"{name:17} {value}")

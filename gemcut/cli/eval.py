@@ -11,7 +11,9 @@ from gemcut.cli.common import CONTEXT, FILE, as_json, print_json, print_table, s
 @click.argument("files", metavar="FILES...", type=FILE, nargs=-1, required=True)
 @click.option("--reference", type=FILE, help="the file the others are compared with")
 @click.option("--text", "texts", type=FILE, multiple=True, required=True, help="UTF-8; repeatable")
-@click.option("-c", "--context", type=CONTEXT, default="512", show_default=True)
+@click.option(
+    "-c", "--context", type=CONTEXT, default="512", show_default=True, help="tokens of a chunk"
+)
 @click.option("--chunks", type=int, help="at most so many chunks of each text")
 @threads
 @as_json

@@ -33,7 +33,7 @@ from gemcut.plan import Plan
     "--fallback", is_flag=True, help="a bare type may be replaced where rows do not fit it"
 )
 @click.option("--imatrix", type=FILE, help="an importance matrix (GGUF)")
-@click.option("--save-plan", type=FILE, help="write the plan here, too")
+@click.option("--save-plan", type=FILE, help="write the plan here, even with --dry-run")
 @threads
 @dry_run
 @as_json
@@ -61,6 +61,8 @@ def command(
     given = [value for value in (kind, size, bpw, plan_file) if value is not None]
     if len(given) != 1:
         raise click.UsageError("say exactly one of --type, --size, --bpw and --plan")
+    if (pure or fallback) and kind is None:
+        raise click.UsageError("--pure and --fallback go with --type")
     from gemcut import api
 
     model = api.open_source(source, revision, offline)
@@ -73,6 +75,7 @@ def command(
     for line in _described(plan):
         say(line)
     if save_plan:
+        api.check_output(model, save_plan)
         plan.write(save_plan)
     if not dry_run:
         with bar("quantizing", model.weights) as progress:

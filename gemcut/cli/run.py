@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gemcut.cli.common import CONTEXT, FILE, console, say, threads
+from gemcut.errors import GemcutError
 
 if TYPE_CHECKING:
     from gemcut.runtime.chat import Chat
@@ -26,10 +27,10 @@ _HELP = "/reset starts anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 @click.option("--system", help="the system message")
 @click.option("--think", is_flag=True, help="let the model think first, if it can")
 @click.option("--temp", type=click.FloatRange(min=0), help="0 is greedy")
-@click.option("--top-k", type=click.IntRange(min=0))
-@click.option("--top-p", type=click.FloatRange(0, 1))
-@click.option("--min-p", type=click.FloatRange(0, 1))
-@click.option("--seed", type=click.IntRange(min=0))
+@click.option("--top-k", type=click.IntRange(min=0), help="draw from so many tokens; 0: all")
+@click.option("--top-p", type=click.FloatRange(0, 1), help="draw from so much probability")
+@click.option("--min-p", type=click.FloatRange(0, 1), help="least share of the top's probability")
+@click.option("--seed", type=click.IntRange(min=0), help="default: another one each time")
 @threads
 def command(
     model: Path,
@@ -79,8 +80,14 @@ def _converse(chat: "Chat", raw: bool, max_tokens: int | None) -> None:
         if text == "/reset":
             chat.reset()
         elif text.strip():
-            _show(chat.generate(text, max_tokens) if raw else chat.send(text, max_tokens))
-            _timing(chat)
+            try:
+                _show(chat.generate(text, max_tokens) if raw else chat.send(text, max_tokens))
+            except GemcutError as error:
+                if not sys.stdin.isatty():
+                    raise
+                say(str(error))  # the conversation may have outgrown the context: /reset helps
+            else:
+                _timing(chat)
 
 
 def _show(pieces: Iterable["Piece"]) -> None:
@@ -89,7 +96,7 @@ def _show(pieces: Iterable["Piece"]) -> None:
     try:
         for piece in pieces:
             if piece.thought:
-                thoughts.print(piece.text, end="", style="dim", markup=False, soft_wrap=True)
+                thoughts.print(piece.text, end="", style="dim", soft_wrap=True)
             else:
                 click.echo(piece.text, nl=False)
     except KeyboardInterrupt:  # the answer ends here; what was said stays in the conversation

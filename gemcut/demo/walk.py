@@ -4,6 +4,7 @@ A real, trained checkpoint is converted, cut to llama.cpp's types and to a size,
 on text that it has not seen: held-out modules of this Python's standard library.
 """
 
+import shlex
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -63,12 +64,14 @@ class Walk:
         """Commands to try, that work as they stand."""
         reference, text = self.folder / REFERENCE, self.folder / "held-out.txt"
         checkpoint = self.folder / "checkpoint"
-        return [
-            f"gemcut run {self.cut}",
-            f"gemcut inspect {self.cut}",
-            f"gemcut quantize {checkpoint} -o {self.folder / 'mine.gguf'} --size 4M",
-            f"gemcut eval {self.folder / 'mine.gguf'} --reference {reference} --text {text}",
+        mine = self.folder / "mine.gguf"
+        commands: list[list[str | Path]] = [
+            ["run", self.cut],
+            ["inspect", self.cut],
+            ["quantize", checkpoint, "-o", mine, "--size", "4M"],
+            ["eval", mine, "--reference", reference, "--text", text],
         ]
+        return [shlex.join(["gemcut", *map(str, words)]) for words in commands]
 
 
 def walk(folder: Path, teller: Teller, threads: int | None = None, chunks: int = CHUNKS) -> Walk:

@@ -1,6 +1,7 @@
 """A model that llama.cpp has loaded: its weights, its numbers, its vocabulary."""
 
 import ctypes
+import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +55,7 @@ class Model(Owner):
         callback = c.llama_progress_callback(report)
         params.progress_callback = callback
         mark = log.count
-        handle = c.llama_model_load_from_file(str(path).encode(), params)
+        handle = c.llama_model_load_from_file(os.fsencode(path), params)
         del kept, callback  # llama.cpp read them until here
         if report.failure:
             if handle:
