@@ -163,7 +163,10 @@ def _strip_prefixes(
             skipped[what] = skipped.get(what, 0) + 1
             continue
         prefix = next(p for p in (*family.prefixes, "") if name.startswith(p))
-        names[name[len(prefix) :]] = name
+        short = name[len(prefix) :]
+        if short in names:
+            raise CheckpointError(f"{checkpoint.folder}: {name} and {names[short]} are one tensor")
+        names[short] = name
     return names, tuple(f"{count} {what} tensors left out" for what, count in skipped.items())
 
 

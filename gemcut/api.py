@@ -5,7 +5,7 @@ that is told how much was just done.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,12 @@ from gemcut.ggml import type_named
 from gemcut.gguf_file import GGUFFile, TensorInfo
 from gemcut.gguf_writer import file_size
 from gemcut.inspection import Inspection, inspect
-from gemcut.llama import Model as LoadedModel
 from gemcut.plan import METADATA_KEY, Plan
 from gemcut.quantize import choose, stock
 from gemcut.quantize.importance import Importance, read_importance
 from gemcut.quantize.roles import role_of
 from gemcut.quantize.writer import metadata, write_model
-from gemcut.runtime.chat import Chat, conversation_options, recommended_sampling
+from gemcut.runtime.chat import Chat, conversation_options, open_chat
 
 Progress = Callable[[int], None]  # told how much was just done
 
@@ -175,14 +174,8 @@ def load(
     Raises:
         EngineError: the file cannot be loaded or the context cannot be made.
     """
-    model = LoadedModel.load(path, ModelOptions(gpu_layers=gpu_layers))
-    try:
-        context = replace(conversation_options(model, n_ctx), threads=threads)
-        drawn = replace(recommended_sampling(model), **(sampling or {}))
-        return Chat(model, context, drawn, system, think)
-    except BaseException:
-        model.close()
-        raise
+    options = partial(conversation_options, n_ctx=n_ctx, threads=threads)
+    return open_chat(path, ModelOptions(gpu_layers), options, sampling or {}, system, think)
 
 
 def evaluate(

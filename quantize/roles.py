@@ -18,6 +18,8 @@ PRIORS = {
     "experts_gate_up": 0.0069,  # gate and up together
     "experts": 0.0035,
     "other": 0.0040,
+    "router": 0.0,  # never quantized, like the norms
+    "norm": 0.0,
 }
 DEPTH_DECAY = 4.0  # a first block's error costs so many times a last block's: it is built upon
 
@@ -52,11 +54,15 @@ def role_of(name: str) -> Role:
         return Role("output", None)
     match = _BLOCK.fullmatch(name)
     if match is None:
-        return Role("other", None)
+        return Role("norm" if "norm" in name else "other", None)
     return Role(_block_role(match[2]), int(match[1]))
 
 
 def _block_role(name: str) -> str:
+    if name.startswith("ffn_gate_inp"):
+        return "router"
+    if "norm" in name or name.endswith(".scale"):
+        return "norm"
     if "_exps" in name:
         for part in ("down", "gate_up"):
             if f"ffn_{part}_exps" in name:

@@ -6,11 +6,11 @@ again. Nothing here prints, plans where tensors go, or talks HTTP.
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from gemcut.engine import ContextOptions, ModelOptions, Sampling
 from gemcut.errors import EngineError
@@ -46,33 +46,37 @@ class Timing:
 def open_chat(
     path: Path | str,
     model: ModelOptions | None = None,
-    context: ContextOptions | None = None,
-    sampling: Sampling | None = None,
+    context: ContextOptions | Callable[[Model], ContextOptions] | None = None,
+    sampling: Sampling | Mapping[str, Any] | None = None,
     system: str | None = None,
     think: bool = False,
-    n_ctx: int | None = None,
 ) -> "Chat":
     """Load a GGUF file for a conversation. Close it, or use it as a context manager.
 
     Args:
-        n_ctx: tokens of the context, where `context` does not say it; the others are `Chat`'s.
+        sampling: as `Chat` takes it, or what to change of the sampling that the file recommends.
+
+    The others are `Chat`'s.
 
     Raises:
         EngineError: the file cannot be loaded or the context cannot be made.
     """
     loaded = Model.load(path, model)
     try:
-        options = context or conversation_options(loaded, n_ctx)
-        return Chat(loaded, options, sampling, system, think)
+        if isinstance(sampling, Mapping):
+            sampling = replace(recommended_sampling(loaded), **sampling)
+        return Chat(loaded, context, sampling, system, think)
     except BaseException:
         loaded.close()
         raise
 
 
-def conversation_options(model: Model, n_ctx: int | None = None) -> ContextOptions:
+def conversation_options(
+    model: Model, n_ctx: int | None = None, threads: int | None = None
+) -> ContextOptions:
     """A context for talking: 8192 tokens unless told otherwise, logits for the last one only."""
     n_ctx = n_ctx or min(model.n_ctx_train, _N_CTX)
-    return ContextOptions(n_ctx=n_ctx, n_batch=min(n_ctx, _N_BATCH), n_outputs=1)
+    return ContextOptions(n_ctx, n_batch=min(n_ctx, _N_BATCH), n_outputs=1, threads=threads)
 
 
 def recommended_sampling(model: Model) -> Sampling:
@@ -103,7 +107,7 @@ class Chat:
     """A conversation with a loaded model, which closes with it.
 
     Args:
-        context: None for `conversation_options`.
+        context: options, or what gives them for the model; None for `conversation_options`.
         sampling: None for `recommended_sampling`.
         system: the system message.
         think: ask for thoughts, where the model's template knows how.
@@ -118,7 +122,7 @@ class Chat:
     def __init__(
         self,
         model: Model,
-        context: ContextOptions | None = None,
+        context: ContextOptions | Callable[[Model], ContextOptions] | None = None,
         sampling: Sampling | None = None,
         system: str | None = None,
         think: bool = False,
@@ -128,7 +132,9 @@ class Chat:
         bos, eos = _written(model, model.bos), _written(model, model.eos)
         self.template = Template(source, bos, eos) if source else None
         self.note = None if source else _NO_TEMPLATE
-        self.context = Context(model, context or conversation_options(model))
+        context = context or conversation_options
+        options = context(model) if callable(context) else context
+        self.context = Context(model, options)
         self.sampler = Sampler(model.n_vocab, sampling or recommended_sampling(model))
         self._system: list[Message] = [{"role": "system", "content": system}] if system else []
         self.messages = [*self._system]

@@ -290,7 +290,14 @@ def test_no_file_names_a_machine_or_a_registry():
 
 
 @pytest.mark.parametrize(
-    "text", ["/root/.cache/x", "see /home/ann/model", "'/tmp/w/t0'", "https://pypi.org/simple"]
+    "text",
+    [
+        # in pieces, or this file would be found
+        "/ro" + "ot/.cache/x",
+        "see /ho" + "me/ann/model",
+        "'/t" + "mp/w/t0'",
+        "https://py" + "pi.org/simple",
+    ],
 )
 def test_a_path_or_host_would_be_found(text):
     """The patterns match what they are for."""

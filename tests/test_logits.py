@@ -19,7 +19,7 @@ FIXTURE = Path(__file__).parent / "fixtures" / "logits.npz"
 # Largest mean, and largest median, of the KL divergence over positions. The mean is that of the few
 # positions where rounding picks another expert; the median shows everything else.
 # A BF16 file holds the same weights, but ggml then rounds activations to BF16 as well.
-@pytest.mark.parametrize(("name", "mean", "median"), [("f32", 1e-4, 1e-6), ("bf16", 2e-3, 1e-3)])
+@pytest.mark.parametrize(("name", "mean", "median"), [("f32", 1e-5, 1e-6), ("bf16", 3e-4, 1e-4)])
 def test_logits_agree_with_transformers(name, mean, median, request):
     expected = np.load(FIXTURE)
     window = expected["windows"][0]
@@ -32,4 +32,4 @@ def test_logits_agree_with_transformers(name, mean, median, request):
 
     kld = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
     assert kld.mean() < mean and np.median(kld) < median
-    assert (log_p.argmax(axis=1) == log_q.argmax(axis=1)).mean() > (0.99 if name == "f32" else 0.95)
+    assert (log_p.argmax(axis=1) == log_q.argmax(axis=1)).mean() > 0.99

@@ -112,6 +112,8 @@ def _rope(config: Config, kind: str) -> Mapping[str, Any]:
 def _check(config: Config) -> None:
     if not config.get("enable_moe_block"):
         raise CheckpointError("config.json: a Gemma 4 without experts; gemcut cuts the MoE ones")
+    if not config.get("tie_word_embeddings", True):
+        raise CheckpointError("config.json: tie_word_embeddings is false; Gemma 4's head is tied")
     for field in ("hidden_size_per_layer_input", "num_kv_shared_layers"):
         if config.get(field):
             raise CheckpointError(f"config.json: {field} is {config[field]}; wanted 0")

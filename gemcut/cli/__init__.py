@@ -1,6 +1,7 @@
 """The command line: parses, calls one function of the library, prints. Nothing else prints."""
 
 import importlib
+import signal
 
 import click
 
@@ -21,6 +22,11 @@ COMMANDS = {
 
 class _WrongUsage(click.ClickException):
     exit_code = 2
+
+
+def _end(number: int, _: object) -> None:
+    """Leave as after an error, so that half-written files are removed."""
+    raise SystemExit(128 + number)
 
 
 class Group(click.Group):
@@ -44,6 +50,7 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run; a library's error becomes one line on stderr, and exit code 1 (2: wrong usage)."""
+        signal.signal(signal.SIGTERM, _end)
         try:
             return super().invoke(ctx)
         except GemcutError as error:

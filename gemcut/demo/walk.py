@@ -111,10 +111,17 @@ def _unpack(folder: Path) -> None:
         (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
         with as_file(files("gemcut.demo") / "checkpoint") as source:
             for path in source.iterdir():
-                (folder / "checkpoint" / path.name).write_bytes(path.read_bytes())
+                _put(folder / "checkpoint" / path.name, path.read_bytes())
         (folder / "held-out.txt").write_text(held_out_text(), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}") from error
+
+
+def _put(path: Path, data: bytes) -> None:
+    """Write a file of the demo's, but never over somebody's."""
+    if path.exists() and path.read_bytes() != data:
+        raise OutputError(f"{path}: is not the demo's; name another --folder")
+    path.write_bytes(data)
 
 
 def _cut(model: Model, path: Path, target: api.Target, teller: Teller, threads: int | None) -> None:

@@ -1,0 +1,52 @@
+"""Fixtures shared by all tests: the demo's checkpoint, and files made from it once."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import gemcut
+from gemcut import api
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Path:
+    """The small trained checkpoint that ships with the package."""
+    shipped = Path(gemcut.__file__).parent / "demo" / "checkpoint"
+    return shipped if shipped.is_dir() else Path(os.environ["GEMCUT_TEST_CHECKPOINT"])
+
+
+@pytest.fixture(scope="session")
+def cut(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Cuts the checkpoint to a stock type, or converts it."""
+
+    def make(kind: str) -> Path:
+        path: Path = tmp_path_factory.mktemp("cut") / f"{kind}.gguf"
+        api.quantize_model(api.open_source(checkpoint), path, api.Target(kind))
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def f32(cut) -> Path:
+    """The checkpoint as an F32 GGUF."""
+    return cut("f32")
+
+
+@pytest.fixture(scope="session")
+def bf16(cut) -> Path:
+    """The checkpoint as a BF16 GGUF."""
+    return cut("bf16")
+
+
+@pytest.fixture(scope="session")
+def q8_0(cut) -> Path:
+    """The checkpoint cut to Q8_0."""
+    return cut("q8_0")
+
+
+@pytest.fixture(scope="session")
+def q4_k_m(cut) -> Path:
+    """The checkpoint cut to Q4_K_M."""
+    return cut("q4_k_m")
