@@ -19,8 +19,8 @@ def command(source: str, revision: str | None, offline: bool, as_json: bool) -> 
     if as_json:
         print_json(found.to_dict())
         return
-    count = format_size(found.weights).rstrip("B")
-    summary = f"{count}weights, {format_size(found.size)}, {found.bpw:.2f} bpw"
+    count = format_size(found.weights).removesuffix("B").strip()
+    summary = f"{count} weights, {format_size(found.size)}, {found.bpw:.2f} bpw"
     table = Table(title=f"{found.architecture}: {summary}", caption="\n".join(found.notes) or None)
     for name in ("role", "tensors", "weights", "size", "types"):
         table.add_column(name, justify="left" if name in ("role", "types") else "right")

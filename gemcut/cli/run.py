@@ -79,6 +79,7 @@ def _converse(chat: "Chat", raw: bool, max_tokens: int | None) -> None:
             return
         if text == "/reset":
             chat.reset()
+            say("a new conversation")
         elif text.strip():
             try:
                 _show(chat.generate(text, max_tokens) if raw else chat.send(text, max_tokens))
