@@ -28,6 +28,7 @@ _NUMBERS = {
     "top-1 %": re.compile(r"Same top p: +([\d.]+)"),
     "RMS delta p %": re.compile(r"RMS Δp +: +([\d.]+)"),
 }
+_TRIES = 5  # its log is written by another thread, and its end is sometimes lost on exit
 
 
 def main() -> None:
@@ -80,12 +81,13 @@ def _run_peer(arguments: argparse.Namespace) -> list[dict[str, float]]:
 def _run_once(arguments: argparse.Namespace, model: Path, extra: list[str]) -> dict[str, float]:
     shape = ["-c", str(arguments.n_ctx), "-t", str(arguments.threads), "-fa", "on"]
     command = [str(peer("llama-perplexity")), "-m", str(model), *shape, *extra]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    output = done.stdout + done.stderr
-    found = {name: number.search(output) for name, number in _NUMBERS.items()}
-    if not found["perplexity"]:
-        raise SystemExit(f"{' '.join(command)} printed no perplexity:\n{output[-2000:]}")
-    return {name: float(match[1]) for name, match in found.items() if match}
+    for _ in range(_TRIES):
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        output = done.stdout + done.stderr
+        found = {name: number.search(output) for name, number in _NUMBERS.items()}
+        if found["perplexity"]:
+            return {name: float(match[1]) for name, match in found.items() if match}
+    raise SystemExit(f"{' '.join(command)} printed no perplexity:\n{output[-2000:]}")
 
 
 if __name__ == "__main__":
