@@ -74,7 +74,8 @@ class Checkpoint:
                 raise CheckpointError(f"{self.folder / INDEX}: {shard!r} is not a file name")
             if not (self.folder / shard).exists():
                 raise CheckpointError(f"{self.folder / shard}: missing; {INDEX} names it")
-            found |= read_header(self.folder / shard)
+            held = read_header(self.folder / shard)
+            found |= {name: held[name] for name in held if placed.get(name) == shard}
         if lost := sorted(set(placed) - set(found)):
             raise CheckpointError(
                 f"{self.folder / placed[lost[0]]}: {lost[0]} is not in it, though {INDEX} says so"

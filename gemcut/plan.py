@@ -80,6 +80,8 @@ class Plan:
             plan = cls(**document, tensors=tensors)
             if not (isinstance(plan.weights, int) and plan.weights > 0):
                 raise TypeError(f"{plan.weights} weights")
+            if not (isinstance(plan.size, int) and plan.size >= 0):
+                raise TypeError(f"size is {plan.size!r}")
             if not isinstance(plan.request, dict):
                 raise TypeError(f"request is {plan.request!r}")
             return plan

@@ -134,7 +134,7 @@ def _info(tensor: Tensor, entry: Entry) -> TensorInfo:
     if not kind.fits(tensor.columns):
         raise PlanError(
             f"{tensor.name}: rows of {tensor.columns} do not divide into {kind}'s blocks of "
-            f"{kind.block}; take {fallback(kind, tensor.columns)}"
+            f"{kind.block}; take {_replacement(tensor, kind)}"
         )
     return TensorInfo(tensor.name, tensor.shape, kind)
 
@@ -144,13 +144,20 @@ def _entry(tensor: Tensor, kind: ggml.Type, allow_fallback: bool) -> Entry:
         return Entry(_KEPT)
     if kind.fits(tensor.columns):
         return Entry(kind.name)
-    replacement = fallback(kind, tensor.columns)
+    replacement = _replacement(tensor, kind)
     if not allow_fallback:
         raise PlanError(
             f"{tensor.name}: rows of {tensor.columns} do not divide into {kind}'s blocks of "
             f"{kind.block}; --fallback would take {replacement}"
         )
     return Entry(replacement.name, wanted=kind.name)
+
+
+def _replacement(tensor: Tensor, kind: ggml.Type) -> ggml.Type:
+    try:
+        return fallback(kind, tensor.columns)
+    except PlanError as error:
+        raise PlanError(f"{tensor.name}: {error}") from error
 
 
 def _plan(

@@ -1,6 +1,6 @@
 """Fixtures shared by all tests: the demo's checkpoint, and files made from it once."""
 
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,17 +8,18 @@ import pytest
 import gemcut
 from gemcut import api
 
+Cut = Callable[[str], Path]
+
 
 @pytest.fixture(scope="session")
 def checkpoint() -> Path:
     """The small trained checkpoint that ships with the package."""
-    shipped = Path(gemcut.__file__).parent / "demo" / "checkpoint"
-    return shipped if shipped.is_dir() else Path(os.environ["GEMCUT_TEST_CHECKPOINT"])
+    return Path(gemcut.__file__).parent / "demo" / "checkpoint"
 
 
 @pytest.fixture(scope="session")
-def cut(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
-    """Cuts the checkpoint to a stock type, or converts it."""
+def cut(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Cut:
+    """Makes a GGUF of the checkpoint in any stock type."""
 
     def make(kind: str) -> Path:
         path: Path = tmp_path_factory.mktemp("cut") / f"{kind}.gguf"
@@ -29,24 +30,24 @@ def cut(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session")
-def f32(cut) -> Path:
+def f32(cut: Cut) -> Path:
     """The checkpoint as an F32 GGUF."""
     return cut("f32")
 
 
 @pytest.fixture(scope="session")
-def bf16(cut) -> Path:
+def bf16(cut: Cut) -> Path:
     """The checkpoint as a BF16 GGUF."""
     return cut("bf16")
 
 
 @pytest.fixture(scope="session")
-def q8_0(cut) -> Path:
+def q8_0(cut: Cut) -> Path:
     """The checkpoint cut to Q8_0."""
     return cut("q8_0")
 
 
 @pytest.fixture(scope="session")
-def q4_k_m(cut) -> Path:
+def q4_k_m(cut: Cut) -> Path:
     """The checkpoint cut to Q4_K_M."""
     return cut("q4_k_m")

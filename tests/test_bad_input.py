@@ -1,0 +1,258 @@
+"""What is wrong with a source or an output is said in one line; nothing is written or touched."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemcut import api
+from gemcut.convert.safetensors_file import read_header
+from gemcut.errors import CheckpointError, OutputError
+from tests import checkpoints
+from tests.checkpoints import Recipe
+
+
+@pytest.fixture(scope="module")
+def plain(checkpoint, tmp_path_factory) -> Path:
+    """A small random checkpoint in the plainest form."""
+    return checkpoints.build(tmp_path_factory.mktemp("plain") / "model", checkpoint)
+
+
+def edit_config(**changes):
+    def damage(folder):
+        path = folder / "config.json"
+        merged = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({k: v for k, v in merged.items() if v is not ...}))
+
+    return damage
+
+
+def edit_header(change):
+    def damage(folder):
+        path = folder / "model.safetensors"
+        entries, data = checkpoints.read_safetensors(path)
+        change(entries)
+        checkpoints.write_safetensors(path, entries, data)
+
+    return damage
+
+
+def rename(old, new):
+    return edit_header(lambda entries: entries.__setitem__(new, entries.pop(old)))
+
+
+def overwrite(name, data):
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def truncate(name, by):
+    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size - by)
+
+
+def reshape(entries):
+    entries["model.layers.0.experts.down_proj"]["shape"] = [4, 64, 256]
+
+
+def retype(entries):
+    entries["model.layers.1.mlp.up_proj.weight"]["dtype"] = "I16"
+
+
+def wrong_span(entries):
+    entries["model.norm.weight"]["data_offsets"][1] += 2
+
+
+DENSE = "self_attn.k_proj.weight"
+DAMAGES = {
+    "no weights": (remove("model.safetensors"), "has neither model.safetensors.index.json nor"),
+    "truncated": (
+        truncate("model.safetensors", 2),
+        "model.safetensors: truncated: .* ends at byte",
+    ),
+    "empty": (overwrite("model.safetensors", b""), "truncated or not a safetensors file"),
+    "no header": (overwrite("model.safetensors", b"\xff" * 64), "truncated or not a safetensors"),
+    "no JSON": (overwrite("model.safetensors", b"\x08" + b"\0" * 7 + b"{" * 8), "damaged header"),
+    "bytes and shape": (
+        edit_header(wrong_span),
+        "norm.weight: 514 bytes for shape .256. of BF16, wanted 512",
+    ),
+    "unknown dtype": (
+        edit_header(lambda e: e["model.norm.weight"].update(dtype="Q9")),
+        "model.norm.weight: unknown type Q9",
+    ),
+    "unsupported dtype": (edit_header(retype), "up_proj.weight is I16; wanted BF16, F16 or F32"),
+    "missing tensor": (
+        edit_header(lambda e: e.pop(f"model.layers.1.{DENSE}")),
+        f"no tensor layers.1.{DENSE}, which gemma4_text has",
+    ),
+    "extra tensor": (rename("model.norm.weight", "model.nrm.weight"), "norm.weight"),
+    "unsupported tensor": (
+        edit_header(lambda e: e.update({"model.layers.2.x": e["model.norm.weight"]})),
+        "unsupported tensor model.layers.2.x",
+    ),
+    "wrong shape": (
+        edit_header(reshape),
+        r"layers.0.experts.down_proj has shape \[4, 64, 256\]; config.json makes it \[4, 256, 64\]",
+    ),
+    "no config": (remove("config.json"), "config.json: cannot be read: No such file"),
+    "config is no JSON": (overwrite("config.json", b"{,}"), "config.json: not JSON"),
+    "config is deep": (overwrite("config.json", b"[" * 100_000), "config.json: not JSON"),
+    "config is a list": (overwrite("config.json", b"[1]"), "a JSON list, wanted an object"),
+    "config is binary": (overwrite("config.json", b"\xff\xfe\0"), "config.json: not JSON"),
+    "architecture": (
+        edit_config(architectures=["LlamaForCausalLM"]),
+        "unknown architecture LlamaForCausalLM; gemcut converts Gemma4ForCausalLM, Gemma4For",
+    ),
+    "no architecture": (
+        edit_config(architectures=...),
+        "unknown architecture none; gemcut converts",
+    ),
+    "dense model": (edit_config(enable_moe_block=False), "a Gemma 4 without experts"),
+    "missing field": (
+        edit_config(top_k_experts=...),
+        "no field 'top_k_experts', which gemma4_text",
+    ),
+    "missing size": (
+        edit_config(global_head_dim=...),
+        "neither global_head_dim nor per_layer_config",
+    ),
+    "wrong field": (edit_config(hidden_size="x"), "hidden_size is 'x', wanted a positive number"),
+    "negative field": (edit_config(num_experts=-4), "num_experts is -4, wanted a positive number"),
+    "too few kinds": (
+        edit_config(layer_types=["full_attention"]),
+        "1 entries, wanted num_hidden_la",
+    ),
+    "kinds are no list": (edit_config(layer_types=7), "layer_types is 7, wanted a list"),
+    "no rope": (edit_config(rope_parameters={}), "rope_parameters has no full_attention"),
+    "shared keys": (edit_config(num_kv_shared_layers=1), "num_kv_shared_layers is 1; wanted 0"),
+    "no tokenizer": (remove("tokenizer.json"), "tokenizer.json: cannot be read: No such file"),
+    "model card": (overwrite("README.md", b"---\n: [\n---\n"), "README.md|model card"),
+}
+
+
+def contents(folder):
+    return {p: hashlib.sha256(p.read_bytes()).digest() for p in folder.rglob("*") if p.is_file()}
+
+
+def check_refused(folder, words, tmp_path):
+    """The error is one line that names the source; nothing is written, the source is untouched."""
+    before, output = contents(folder), tmp_path / "out"
+    output.mkdir()
+    with pytest.raises(CheckpointError, match=words) as caught:
+        api.convert_checkpoint(api.open_source(folder), output / "a.gguf", "bf16")
+    assert "\n" not in str(caught.value)
+    assert any(str(path.name) in str(caught.value) for path in (folder, *folder.iterdir())) or (
+        "config.json" in str(caught.value)
+    )
+    assert [] == list(output.iterdir())
+    assert before == contents(folder)
+
+
+@pytest.mark.parametrize(("damage", "words"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_is_refused(damage, words, plain, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(plain, folder)
+    damage(folder)
+
+    check_refused(folder, words, tmp_path)
+
+
+SHARD = "model-00002-of-00003.safetensors"
+
+
+def edit_index(change):
+    def damage(folder):
+        path = folder / checkpoints.INDEX
+        index = json.loads(path.read_text())
+        change(index["weight_map"])
+        path.write_text(json.dumps(index))
+
+    return damage
+
+
+SHARD_DAMAGES = {
+    "missing": (remove(SHARD), f"{SHARD}: missing; model.safetensors.index.json names it"),
+    "truncated": (truncate(SHARD, 100), f"{SHARD}: truncated"),
+    "not in it": (edit_index(lambda m: m.update(x=SHARD)), f"{SHARD}: x is not in it"),
+    "elsewhere": (edit_index(lambda m: m.update(x="../a")), "'../a' is not a file name"),
+    "no map": (overwrite(checkpoints.INDEX, b"{}"), "no weight_map of names to files"),
+    "not in index": (edit_index(lambda m: m.pop("model.norm.weight")), "no tensor norm.weight"),
+}
+
+
+@pytest.mark.parametrize(("damage", "words"), SHARD_DAMAGES.values(), ids=SHARD_DAMAGES)
+def test_damaged_shards_are_refused(damage, words, checkpoint, tmp_path):
+    folder = checkpoints.build(tmp_path / "model", checkpoint, Recipe(shards=3))
+    damage(folder)
+
+    check_refused(folder, words, tmp_path)
+
+
+@given(st.data())
+@settings(max_examples=200)
+def test_a_damaged_header_is_a_checkpoint_error_or_still_reads(tmp_path_factory, data):
+    """Cut off anywhere, any bytes overwritten: nothing else is raised, nothing is huge."""
+    path = tmp_path_factory.getbasetemp() / "damaged.safetensors"
+    shapes = {"a.weight": (2, 3), "b.weight": (4,)}
+    checkpoints.write_safetensors(path, checkpoints.header(shapes, "BF16"), bytes(20))
+    sound = path.read_bytes()
+    broken = bytearray(sound[: data.draw(st.integers(0, len(sound)))])
+    for at in data.draw(st.lists(st.integers(0, len(sound)), max_size=3)):
+        raw = data.draw(st.binary(min_size=1, max_size=8) | st.sampled_from([b"9999", b"-1", b"{"]))
+        broken[at : at + len(raw)] = raw
+    path.write_bytes(broken)
+
+    try:
+        found = read_header(path)
+    except CheckpointError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+        return
+    for tensor in found.values():
+        assert tensor.offset + 2 * np.prod(tensor.shape, dtype=object) <= path.stat().st_size or (
+            tensor.dtype != "BF16"
+        )
+
+
+def test_a_source_that_is_no_folder_is_refused(plain, bf16, tmp_path):
+    for source, words in [
+        (tmp_path / "none", "none: does not exist; wanted a checkpoint's folder"),
+        (plain / "config.json", "config.json: is a file; wanted a checkpoint's folder"),
+        (bf16, "bf16.gguf: a GGUF; wanted the folder of the checkpoint"),
+    ]:
+        with pytest.raises(CheckpointError, match=words):
+            api.open_source(source)
+
+
+def test_an_output_that_cannot_be_is_refused(plain, tmp_path):
+    model = api.open_source(plain)
+    for output, words in [
+        (tmp_path, "is a folder; wanted a file name"),
+        (tmp_path / "none" / "a.gguf", "a.gguf: cannot be written: No such file or directory"),
+        (plain / "model.safetensors", "belongs to the checkpoint"),
+        (plain / "tokenizer.json", "belongs to the checkpoint"),
+    ]:
+        with pytest.raises(OutputError, match=words):
+            api.convert_checkpoint(model, output)
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_what_was_there(plain, tmp_path, monkeypatch):
+    def full(fd, offset, length):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    (tmp_path / "a.gguf").write_text("before")
+
+    with pytest.raises(OutputError, match="a.gguf: No space left on device; 0.00 GB are needed"):
+        api.convert_checkpoint(api.open_source(plain), tmp_path / "a.gguf")
+    assert ["before"] == [path.read_text() for path in tmp_path.iterdir()]
