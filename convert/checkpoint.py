@@ -6,7 +6,6 @@ Nothing here knows what a tensor is for; the families do.
 import json
 import mmap
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ class Checkpoint:
             raise CheckpointError(f"{folder}: {what}; wanted a checkpoint's folder")
         self.config = self.json("config.json")
         self.tensors: Mapping[str, SourceTensor] = self._read_headers()
-        self._mapped = cache(_map)
+        self._maps: dict[Path, mmap.mmap] = {}
 
     def json(self, name: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
         """One of the folder's JSON objects, or the default if the file is missing.
@@ -58,7 +57,19 @@ class Checkpoint:
     def view(self, name: str) -> npt.NDArray[Any]:
         """A tensor's data, mapped; BF16 as uint16 bits."""
         tensor = self.tensors[name]
-        return tensor.view(self._mapped(tensor.path))
+        if tensor.path not in self._maps:
+            self._maps[tensor.path] = _map(tensor.path)
+        return tensor.view(self._maps[tensor.path])
+
+    def release(self) -> None:
+        """Give back the memory of what was read; reading it again is still right, only slower.
+
+        Mapped pages count as this process's memory for as long as nobody else wants it, and a
+        whole checkpoint would add up to its size.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for mapped in self._maps.values():
+                mapped.madvise(mmap.MADV_DONTNEED)
 
     def _read_headers(self) -> dict[str, SourceTensor]:
         if not (self.folder / INDEX).exists():

@@ -6,7 +6,7 @@ float32 a tile at a time, when somebody asks for them.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -110,6 +110,7 @@ class Model:
     tensors: tuple[Tensor, ...]
     notes: tuple[str, ...] = ()  # what was left out
     files: frozenset[Path] = frozenset()  # of the source, which is never written to
+    release: Callable[[], None] = lambda: None  # gives back the memory of rows that were read
 
     @property
     def weights(self) -> int:
@@ -148,7 +149,14 @@ def _open_model(checkpoint: Checkpoint) -> Model:
     general = _general(family, checkpoint, tensors)
     found = (path for path in checkpoint.folder.iterdir() if path.suffix != ".gguf")
     files = frozenset(path.resolve() for path in found)
-    return Model(family.name, {**general, **metadata, **vocabulary}, tensors, notes, files)
+    return Model(
+        family.name,
+        {**general, **metadata, **vocabulary},
+        tensors,
+        notes,
+        files,
+        checkpoint.release,
+    )
 
 
 def _strip_prefixes(

@@ -126,8 +126,10 @@ class GGUFWriter:
         if unwritten:
             raise OutputError(f"{self.path}: rows of {', '.join(unwritten[:3])} were not written")
         try:
-            os.fsync(self._fd)
-            os.close(self._fd)
+            try:
+                os.fsync(self._fd)
+            finally:
+                os.close(self._fd)
             os.replace(self._partial, self.path)
         except OSError as error:
             raise OutputError(f"{self.path}: {error.strerror}") from error

@@ -29,7 +29,7 @@ def plan_uniform(
             it while no fallback is allowed.
     """
     kind = ggml.type_named(name)
-    if ggml.needs_importance(kind) and not importance:
+    if not importance and stock.needs_importance(kind.name, "", kind.name):
         raise PlanError(f"{kind} needs an importance matrix (--imatrix)")
     entries = {tensor.name: _entry(tensor, kind, allow_fallback) for tensor in model.tensors}
     return _plan(model, entries, {"type": kind.name}, {"name": "uniform"})

@@ -23,6 +23,7 @@ from gemcut.quantize.choose import infos
 from gemcut.quantize.importance import Importance
 
 TILE = 1 << 20  # weights: 4 MiB as float32, a few of which fit a core's share of cache
+RELEASE = 64 * TILE  # weights between two releases of the source's memory: 128 MiB of BF16
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 
 Progress = Callable[[int], None]  # told how many weights were just done
@@ -65,19 +66,38 @@ def write_model(
     types = {info.name: info.type for info in table}
     _check_importance(model, types, importance)
     with GGUFWriter(path, metadata(model, plan), table) as writer:
-        done = progress or (lambda _: None)
         with ThreadPoolExecutor(threads) as pool:
             jobs: deque[Future[int]] = deque()
+            finished = _finisher(model, jobs, progress)
             try:
                 for tile in _tiles(model, types, importance or {}):
                     jobs.append(pool.submit(_process, tile, writer))
                     if len(jobs) > 2 * threads:  # bounded: a future keeps its tile alive
-                        done(jobs.popleft().result())
+                        finished()
                 while jobs:
-                    done(jobs.popleft().result())
+                    finished()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+
+
+def _finisher(
+    model: Model, jobs: deque[Future[int]], progress: Progress | None
+) -> Callable[[], None]:
+    """What waits for the oldest job, tells of it, and now and then frees what was read."""
+    unreleased = 0
+
+    def finish() -> None:
+        nonlocal unreleased
+        weights = jobs.popleft().result()
+        unreleased += weights
+        if unreleased >= RELEASE:
+            model.release()
+            unreleased = 0
+        if progress:
+            progress(weights)
+
+    return finish
 
 
 def encode(
