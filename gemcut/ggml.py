@@ -86,9 +86,8 @@ _API = {
 
 _MISSING = f"llama-cpp-python is not installed: {INSTALL}"
 
-_TYPE_COUNT = (
-    43  # GGML_TYPE_COUNT of the pinned version; ggml aborts the process for a number past its end
-)
+# GGML_TYPE_COUNT of the pinned version; ggml aborts the process for a number past its end.
+_TYPE_COUNT = 43
 
 # Some of ggml's quantizers end the process where float32 overflows, and they square sums of
 # weights times importance. No sane model comes near.

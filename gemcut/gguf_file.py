@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from gemcut import ggml
+from gemcut.closing import Closing
 from gemcut.errors import GGUFError
 
 MAGIC = b"GGUF"
@@ -79,7 +80,7 @@ class TensorInfo:
         return self.rows * self.row_bytes
 
 
-class GGUFFile:
+class GGUFFile(Closing):
     """An opened GGUF file, mapped into memory; nothing of the tensors is read until asked for."""
 
     def __init__(self, path: Path) -> None:
@@ -163,12 +164,6 @@ class GGUFFile:
             self._map.close()
         except BufferError:  # a view is alive
             pass
-
-    def __enter__(self) -> "GGUFFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class _Cursor:

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
+from gemcut.closing import Closing
 from gemcut.engine import ContextOptions, ModelOptions, Sampling
 from gemcut.errors import EngineError
 from gemcut.llama import Context, Model, Sampler
@@ -103,7 +103,7 @@ def recommended_sampling(model: Model) -> Sampling:
     )
 
 
-class Chat:
+class Chat(Closing):
     """A conversation with a loaded model, which closes with it.
 
     Args:
@@ -175,17 +175,6 @@ class Chat:
         """Free everything, the model included. Closing again does nothing."""
         self.sampler.close()
         self.model.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _record(self, messages: list[Message], answer: Iterator[Piece]) -> Iterator[Piece]:
         said: list[str] = []

@@ -2,10 +2,11 @@
 
 Run as `python -m gemcut.demo.train FOLDER`; needs the extra `gemcut[train]`. On a CPU, glibc's
 allocator halves the speed unless told to keep its memory: MALLOC_TRIM_THRESHOLD_=17179869184
-MALLOC_MMAP_THRESHOLD_=8589934592. The architecture is
-transformers' own `Gemma4ForCausalLM`, so the result is an ordinary checkpoint directory. Every
-quirk of the 26B-A4B is there at 1/3300 of its size: see `CONFIG`. Nothing balances the
-experts unless asked to: some are used far more than others.
+MALLOC_MMAP_THRESHOLD_=8589934592.
+
+The architecture is transformers' own `Gemma4ForCausalLM`, so the result is an ordinary checkpoint
+directory. Every quirk of the 26B-A4B is there at 1/3300 of its size: see `CONFIG`. Nothing balances
+the experts unless asked to: some are used far more than others.
 """
 
 import argparse

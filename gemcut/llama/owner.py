@@ -1,13 +1,12 @@
 """What owns a thing of llama.cpp's: freed by `close` or at the end of a `with`, never by chance."""
 
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
+from gemcut.closing import Closing
 from gemcut.errors import EngineError
 
 
-class Owner:
+class Owner(Closing):
     """Holds llama.cpp's pointer until it is closed; closing again does nothing."""
 
     def __init__(self, what: str, handle: int, free: Callable[[int], None]) -> None:
@@ -25,14 +24,3 @@ class Owner:
         if self._handle:
             handle, self._handle = self._handle, 0
             self._free(handle)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
