@@ -1,50 +1,53 @@
-"""A checkpoint directory: its JSON files and its tensors, wherever the shards are.
+"""A checkpoint: its JSON files and its tensors, wherever its files are.
 
 Nothing here knows what a tensor is for; the families do.
 """
 
 import json
-import mmap
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
-
-from gemcut.convert.safetensors_file import SourceTensor, read_header
+from gemcut.convert import compressed, safetensors_file, torch_file
+from gemcut.convert.files import Files, LocalFiles, weight_files, weights_among
+from gemcut.convert.shards import Raw, Shards
+from gemcut.convert.source import RawTensor, Source
 from gemcut.errors import CheckpointError
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+_MAX_JSON = 1 << 30  # bytes of one JSON file: these come off a disk or the Hub
 
 
 class Checkpoint:
-    """An opened checkpoint directory in Hugging Face's form; tensors are mapped, not loaded."""
+    """An opened checkpoint in Hugging Face's form; tensors are mapped, not loaded."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read config.json and every shard's header.
+    def __init__(self, files: Files | Path) -> None:
+        """Read config.json and the header of every file of weights.
 
         Raises:
-            CheckpointError: no folder, no config, a missing, truncated or damaged shard.
+            CheckpointError: no folder, no config, a missing, truncated or damaged file.
         """
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
-            what = "is a file" if self.folder.exists() else "does not exist"
-            raise CheckpointError(f"{folder}: {what}; wanted a checkpoint's folder")
+        self.files: Files = LocalFiles(files) if isinstance(files, Path) else files
+        self.where = self.files.where
         self.config = self.json("config.json")
-        self.tensors: Mapping[str, SourceTensor] = self._read_headers()
-        self._maps: dict[Path, mmap.mmap] = {}
+        self.folder = self.files.path("config.json").parent  # of the small files
+        self.shards, raw = self._open()
+        self.tensors: Mapping[str, Source] = compressed.logical(raw, self.config)
 
     def json(self, name: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
-        """One of the folder's JSON objects, or the default if the file is missing.
+        """One of the checkpoint's JSON objects, or the default if the file is missing.
 
         Raises:
             CheckpointError: missing without a default, or not a JSON object.
         """
-        path = self.folder / name
-        if default is not None and not path.exists():
-            return default
+        if name not in self.files.names():
+            if default is not None:
+                return default
+            raise CheckpointError(f"{self.where}/{name}: there is no such file")
+        path = self.files.path(name)
         try:
+            if path.stat().st_size > _MAX_JSON:
+                raise CheckpointError(f"{path}: larger than {_MAX_JSON} bytes")
             value = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
@@ -54,47 +57,35 @@ class Checkpoint:
             raise CheckpointError(f"{path}: a JSON {type(value).__name__}, wanted an object")
         return value
 
-    def view(self, name: str) -> npt.NDArray[Any]:
-        """A tensor's data, mapped; BF16 as uint16 bits."""
-        tensor = self.tensors[name]
-        if tensor.path not in self._maps:
-            self._maps[tensor.path] = _map(tensor.path)
-        return tensor.view(self._maps[tensor.path])
-
-    def release(self) -> None:
-        """Give back the memory of what was read; reading it again is still right, only slower.
-
-        Mapped pages count as this process's memory for as long as nobody else wants it, and a
-        whole checkpoint would add up to its size.
-        """
-        if hasattr(mmap, "MADV_DONTNEED"):
-            for mapped in self._maps.values():
-                mapped.madvise(mmap.MADV_DONTNEED)
-
-    def _read_headers(self) -> dict[str, SourceTensor]:
-        if not (self.folder / INDEX).exists():
-            if not (self.folder / SINGLE).exists():
-                raise CheckpointError(f"{self.folder}: has neither {INDEX} nor {SINGLE}")
-            return read_header(self.folder / SINGLE)
-        placed = self.json(INDEX).get("weight_map")
-        if not isinstance(placed, dict) or not all(isinstance(s, str) for s in placed.values()):
-            raise CheckpointError(f"{self.folder / INDEX}: no weight_map of names to files")
-        found: dict[str, SourceTensor] = {}
-        for shard in sorted(set(placed.values())):
-            if Path(shard).name != shard:  # a name off disk must not lead out of the folder
-                raise CheckpointError(f"{self.folder / INDEX}: {shard!r} is not a file name")
-            if not (self.folder / shard).exists():
-                raise CheckpointError(f"{self.folder / shard}: missing; {INDEX} names it")
-            held = read_header(self.folder / shard)
-            found |= {name: held[name] for name in held if placed.get(name) == shard}
-        if lost := sorted(set(placed) - set(found)):
+    def _open(self) -> tuple[Shards, dict[str, RawTensor]]:
+        """The files of weights, and the tensors in them: with an index, those that it names."""
+        names = weight_files(self.files)
+        if not names:
             raise CheckpointError(
-                f"{self.folder / placed[lost[0]]}: {lost[0]} is not in it, though {INDEX} says so"
+                f"{self.where}: no weights; wanted model.safetensors, pytorch_model.bin, or shards"
+            )
+        shards = Shards(self.files, names)
+        (first, *_) = weights_among(self.files.names())
+        index = first if first.endswith(".index.json") else None
+        placed = self.json(index)["weight_map"] if index else None
+        found: dict[str, RawTensor] = {}
+        for shard in shards.names:
+            for name, raw in self._read_header(shards, shard).items():
+                if placed is None or placed.get(name) == shard:
+                    if name in found:
+                        raise CheckpointError(
+                            f"{self.where}: {name} is in {found[name].file} and in {shard}"
+                        )
+                    found[name] = raw
+        if lost := sorted(set(placed or ()) - set(found)):
+            raise CheckpointError(
+                f"{self.where}/{placed[lost[0]]}: {lost[0]} is not in it, though {index} says so"
                 + (f" ({len(lost)} such tensors)" if len(lost) > 1 else "")
             )
-        return found
+        return shards, found
 
-
-def _map(path: Path) -> mmap.mmap:
-    with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    def _read_header(self, shards: Shards, shard: str) -> dict[str, RawTensor]:
+        read = safetensors_file.read_header if shard.endswith(".safetensors") else torch_file.read
+        head = partial(self.files.head, shard)
+        entries = read(lambda count, offset: head(count, offset), shard, self.files.size(shard))
+        return {name: Raw(entry, shards) for name, entry in entries.items()}

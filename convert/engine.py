@@ -1,225 +1,242 @@
 """The engine: a family's tables applied to a checkpoint give the tensors of a GGUF, unread.
 
-The whole layout comes from headers. What a tensor holds is a list of views of the mapped source,
-and a view costs nothing: stacking, splitting, transposing are all views. Rows are decoded to
-float32 a tile at a time, when somebody asks for them.
+The whole layout comes from headers. What a tensor holds is described lazily (`convert.lazy`):
+stacking, splitting and transposing cost nothing until somebody asks for rows.
 """
 
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from math import prod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 
 from gemcut import ggml
 from gemcut.convert.checkpoint import Checkpoint
 from gemcut.convert.derived import derived
 from gemcut.convert.families import FAMILIES
 from gemcut.convert.family import Config, Family, Rule, find
+from gemcut.convert.lazy import Array, stack, stored
+from gemcut.convert.model import Model, Tensor
+from gemcut.convert.precision import is_quantizable, stays_f32
+from gemcut.convert.transforms import Sizes
 from gemcut.errors import CheckpointError
 from gemcut.gguf_file import Value
 
-_SOURCE_TYPES = {np.dtype("<u2"): "bf16", np.dtype("<f2"): "f16", np.dtype("<f4"): "f32"}
+# Buffers that every implementation computes for itself.
+_COMPUTED = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
+_EXACT_BPW = 8.0  # what is encoded in fewer bits than this is not encoded again unless asked for
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor of the result: its name and shape, and where its rows come from.
-
-    `parts` are arrays or views of the source; one after the other, with their leading dimensions
-    flattened, they give the rows of `shape`. `kept` tensors stay F32, whatever type is asked for.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    parts: tuple[npt.NDArray[Any], ...]
-    kept: bool
-
-    @property
-    def source_type(self) -> str:
-        """The type the source holds, as ggml names it."""
-        return _SOURCE_TYPES[self.parts[0].dtype]
-
-    @property
-    def columns(self) -> int:
-        """Length of a row."""
-        return self.shape[-1]
-
-    @property
-    def rows(self) -> int:
-        """Number of rows over all leading dimensions."""
-        return prod(self.shape[:-1])
-
-    @property
-    def weights(self) -> int:
-        """Number of weights."""
-        return prod(self.shape)
-
-    @property
-    def matrices(self) -> int:
-        """Number of matrices: the experts of a stacked tensor, else 1."""
-        return prod(self.shape[:-2])
-
-    def raw(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows [stop - start, columns] as the source holds them (BF16 as uint16 bits)."""
-        ends, blocks = self._blocks
-        pieces = []
-        index = bisect_right(ends, start)
-        while start < stop:
-            begin = ends[index] - len(blocks[index])
-            piece = blocks[index][start - begin : stop - begin]
-            pieces.append(piece)
-            start, index = start + len(piece), index + 1
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-
-    def read(self, start: int, stop: int) -> ggml.Floats:
-        """Rows [stop - start, columns] as float32."""
-        rows = self.raw(start, stop)
-        if rows.dtype == np.uint16:
-            return (rows.astype(np.uint32) << 16).view(np.float32)
-        return rows.astype(np.float32, copy=False)
-
-    @cached_property
-    def _blocks(self) -> tuple[list[int], list[npt.NDArray[Any]]]:
-        """The parts as matrices, and the row where each ends."""
-        blocks = [matrix for part in self.parts for matrix in _matrices(part)]
-        return np.cumsum([len(block) for block in blocks]).tolist(), blocks
-
-
-def _matrices(part: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """A part's matrices as views; reshaping a strided view instead would copy all of it."""
-    if part.ndim <= 2:
-        yield np.atleast_2d(part)
-        return
-    for matrix in part:
-        yield from _matrices(matrix)
-
-
-@dataclass(frozen=True)
-class Model:
-    """What a source becomes: metadata and tensors, before any type is chosen."""
-
-    architecture: str
-    metadata: Mapping[str, Value]
-    tensors: tuple[Tensor, ...]
-    notes: tuple[str, ...] = ()  # what was left out
-    files: frozenset[Path] = frozenset()  # of the source, which is never written to
-    release: Callable[[], None] = lambda: None  # gives back the memory of rows that were read
-
-    @property
-    def weights(self) -> int:
-        """Number of weights of all tensors."""
-        return sum(tensor.weights for tensor in self.tensors)
-
-
-def open_model(checkpoint: Checkpoint) -> Model:
+def open_model(
+    checkpoint: Checkpoint,
+    ignore: Sequence[str] = (),
+    requantize: bool = False,
+    pre_tokenizer: str | None = None,
+) -> Model:
     """Apply the family's tables to a checkpoint.
+
+    Args:
+        ignore: patterns of names of tensors that may be left out.
+        requantize: let tensors be encoded again that the checkpoint holds in a low-bit type.
+        pre_tokenizer: llama.cpp's name of it, where it cannot be recognised.
 
     Raises:
         CheckpointError: unknown architecture, missing, unsupported or misshapen tensors, a
             config or tokenizer that lacks what is needed.
     """
     try:
-        return _open_model(checkpoint)
+        return _open_model(checkpoint, ignore, requantize, pre_tokenizer)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         # A field of another kind than it should be; what is merely missing is said more exactly.
         what = f"{type(error).__name__}: {error}"
         raise CheckpointError(
-            f"{checkpoint.folder}: config.json or a tokenizer file is damaged: {what}"
+            f"{checkpoint.where}: config.json or a tokenizer file is damaged: {what}"
         ) from error
 
 
-def _open_model(checkpoint: Checkpoint) -> Model:
+def _open_model(
+    checkpoint: Checkpoint, ignore: Sequence[str], requantize: bool, pre_tokenizer: str | None
+) -> Model:
     family = find(FAMILIES, checkpoint.config)
     config = family.text_config(checkpoint.config)
+    names, notes = _strip_prefixes(family, config, checkpoint, ignore)
+    sources = {short: checkpoint.tensors[name] for short, name in names.items()}
+    config.update(family.inferred(config, sources))
     metadata = {
         f"{family.name}.{field.key}": Value(field.kind, data)
         for field in family.fields
         if (data := field.read(config)) is not None
     }
-    names, notes = _strip_prefixes(family, checkpoint)
-    tensors = tuple(_tensors(family, config, checkpoint, names))
-    vocabulary = family.vocabulary(checkpoint, config.positive("vocab_size"))
+    layout = _Layout(family, config, checkpoint, names, requantize)
+    tensors = tuple(layout.tensors())
+    checkpoint.shards.lay_out(layout.last)
+    vocabulary = family.vocabulary(checkpoint, config.positive("vocab_size"), pre_tokenizer)
     general = _general(family, checkpoint, tensors)
-    found = (path for path in checkpoint.folder.iterdir() if path.suffix != ".gguf")
-    files = frozenset(path.resolve() for path in found)
     return Model(
         family.name,
         {**general, **metadata, **vocabulary},
         tensors,
         notes,
-        files,
-        checkpoint.release,
+        frozenset(path.resolve() for path in checkpoint.folder.iterdir()),
+        checkpoint.files.identity,
+        checkpoint.files.fetch,
+        partial(_release, checkpoint, tensors),
     )
 
 
 def _strip_prefixes(
-    family: Family, checkpoint: Checkpoint
+    family: Family, config: Config, checkpoint: Checkpoint, ignore: Sequence[str]
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Names as the rules have them -> names in the checkpoint; and notes on what is skipped."""
     names: dict[str, str] = {}
     skipped: dict[str, int] = {}
+    left_out = {**family.skipped, **family.left_out(config)}
     for name in checkpoint.tensors:
-        what = next((w for prefix, w in family.skipped.items() if name.startswith(prefix)), None)
+        what = next((w for prefix, w in left_out.items() if name.startswith(prefix)), None)
+        if what is None and any(fnmatchcase(name, pattern) for pattern in ignore):
+            what = "ignored"
         if what is not None:
             skipped[what] = skipped.get(what, 0) + 1
+            continue
+        if name.endswith(_COMPUTED):
             continue
         prefix = next(p for p in (*family.prefixes, "") if name.startswith(p))
         short = name[len(prefix) :]
         if short in names:
-            raise CheckpointError(f"{checkpoint.folder}: {name} and {names[short]} are one tensor")
+            raise CheckpointError(f"{checkpoint.where}: {name} and {names[short]} are one tensor")
         names[short] = name
-    return names, tuple(f"{count} {what} tensors left out" for what, count in skipped.items())
+    return names, tuple(map(_note, skipped.items()))
 
 
-def _tensors(
-    family: Family, config: Config, checkpoint: Checkpoint, names: dict[str, str]
-) -> Iterator[Tensor]:
-    left = dict(names)
-    for layer, rule in _expected(family, config):
-        source = rule.source.format(layer=layer)
-        full_name = left.pop(source, None)
-        if rule.target is None:
-            continue
-        if full_name is None:
+def _note(skipped: tuple[str, int]) -> str:
+    what, count = skipped
+    text = f"{count} {what} tensor{'s'[: count != 1]} left out"
+    if what in ("vision", "audio"):
+        text += f" ({what} needs llama.cpp's own mmproj file beside the text model)"
+    return text
+
+
+class _Layout:
+    """A family's rules matched with the tensors of one checkpoint."""
+
+    def __init__(
+        self,
+        family: Family,
+        config: Config,
+        checkpoint: Checkpoint,
+        names: Mapping[str, str],
+        requantize: bool,
+    ) -> None:
+        self.family, self.config, self.checkpoint = family, config, checkpoint
+        self.names, self.requantize = names, requantize
+        self.used: set[str] = set()
+        self.ranks = {file: rank for rank, file in enumerate(checkpoint.shards.names)}
+        self.last: dict[str, int] = {}  # of every file, the highest rank of a tensor that needs it
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors, in the order of the rules and the blocks."""
+        outside = [rule for rule in self.family.rules if "{layer}" not in rule.source]
+        inside = [rule for rule in self.family.rules if "{layer}" in rule.source]
+        yield from self._block(outside, 0)
+        for layer in range(self.family.layers(self.config)):
+            yield from self._block(inside, layer)
+        if left := self.names.keys() - self.used:
+            first = self.names[min(left)]
             raise CheckpointError(
-                f"{checkpoint.folder}: no tensor {source}, which {config.who} has"
+                f"{self.checkpoint.where}: unsupported tensor {first}"
+                + (f" and {len(left) - 1} more" if len(left) > 1 else "")
+                + "; --ignore PATTERN leaves out what is not needed"
             )
-        sizes = family.sizes(config, layer)
+        for name, values in self.family.generated(self.config).items():
+            yield self._tensor(name, partial(stored, values), 0)
+
+    def _block(self, rules: Sequence[Rule], layer: int) -> Iterator[Tensor]:
+        sizes = self.family.sizes(self.config, layer)
+        missing: dict[str, str] = {}
+        made: set[str] = set()
+        for rule in rules:
+            if rule.when is not None and not sizes[rule.when]:
+                continue
+            found = self._sources(rule, layer, sizes)
+            self.used.update(found)
+            if rule.target is None:
+                continue
+            target = rule.target.format(layer=layer, **sizes)
+            if found and target not in made:
+                made.add(target)
+                yield self._made(target, rule, found, sizes)
+            elif not found and not rule.optional:
+                missing.setdefault(target, rule.source.format(layer=layer, expert=0))
+        if lost := [source for target, source in missing.items() if target not in made]:
+            raise CheckpointError(
+                f"{self.checkpoint.where}: no tensor {lost[0]}, which {self.config.who} has"
+            )
+
+    def _sources(self, rule: Rule, layer: int, sizes: Sizes) -> list[str]:
+        """The rule's tensors that the checkpoint has: none, one, or every expert's."""
+        if "{expert}" not in rule.source:
+            name = rule.source.format(layer=layer)
+            return [name] if name in self.names else []
+        wanted = [rule.source.format(layer=layer, expert=e) for e in range(sizes["experts"])]
+        found = [name for name in wanted if name in self.names]
+        if found and len(found) < len(wanted):
+            lost = next(name for name in wanted if name not in self.names)
+            raise CheckpointError(f"{self.checkpoint.where}: no tensor {lost}")
+        return found
+
+    def _made(self, target: str, rule: Rule, found: Sequence[str], sizes: Sizes) -> Tensor:
+        sources = [self.checkpoint.tensors[self.names[name]] for name in found]
         wanted = tuple(sizes[size] for size in rule.shape)
-        found = checkpoint.tensors[full_name]
-        if found.shape != wanted:
-            raise CheckpointError(
-                f"{found.path.name}: {full_name} has shape {list(found.shape)}; "
-                f"config.json makes it {list(wanted)}"
-            )
-        view = checkpoint.view(full_name)
-        view = rule.transform(view) if rule.transform else view
-        kept = rule.kept or view.ndim == 1
-        yield Tensor(rule.target.format(layer=layer), view.shape, (view,), kept)
-    if left:
-        raise CheckpointError(
-            f"{checkpoint.folder}: unsupported tensor {min(left.values())}"
-            + (f" and {len(left) - 1} more" if len(left) > 1 else "")
-        )
-    for name, values in family.generated(config).items():
-        yield Tensor(name, values.shape, (values,), kept=True)
+        for source in sources:
+            if source.shape != wanted:
+                raise CheckpointError(
+                    f"{source.files[0]}: {source.name} has shape {list(source.shape)}; "
+                    f"config.json makes it {list(wanted)}"
+                )
+
+        def build() -> Array:
+            arrays = [source.open() for source in sources]
+            array = stack(arrays) if "{expert}" in rule.source else arrays[0]
+            return rule.transform(array, sizes) if rule.transform else array
+
+        files = {file for source in sources for file in source.files}
+        rank = max(self.ranks[file] for file in files)
+        self.last |= {file: max(rank, self.last.get(file, 0)) for file in files}
+        return self._tensor(target, build, rank)
+
+    def _tensor(self, name: str, build: Callable[[], Array], rank: int) -> Tensor:
+        array = build()  # hollow: shape and type are known, no data is touched
+        kept = "f32" if stays_f32(name, len(array.shape)) else None
+        kind = ggml.type_named(array.type)
+        if kind.quantized and kind.bpw < _EXACT_BPW and not self.requantize:
+            kept = kind.name
+        quantizable = is_quantizable(name, array.shape)
+        return Tensor(name, array.shape, array.type, build, kept, quantizable, rank)
 
 
-def _expected(family: Family, config: Config) -> Iterator[tuple[int, Rule]]:
-    """Every rule with every block it holds for; rules without a block come first."""
-    yield from ((0, rule) for rule in family.rules if "{layer}" not in rule.source)
-    for layer in range(family.n_layers(config)):
-        sizes = family.sizes(config, layer)
-        for rule in family.rules:
-            if "{layer}" in rule.source and (rule.layers is None or sizes[rule.layers]):
-                yield layer, rule
+def _release(checkpoint: Checkpoint, tensors: Sequence[Tensor], rank: int) -> None:
+    """Close what is written, and give its memory and its fetched files back."""
+    for tensor in tensors:
+        if tensor.rank < rank:
+            tensor.close()
+    checkpoint.shards.release(rank)
+
+
+@contextmanager
+def _named_folder(checkpoint: Checkpoint) -> Iterator[Path]:
+    """The folder under the model's name, which gguf-py takes apart; the cache's are hashes."""
+    name = Path(checkpoint.where).name
+    if name == checkpoint.folder.name:
+        yield checkpoint.folder
+        return
+    with TemporaryDirectory() as place:
+        named = Path(place) / name
+        named.symlink_to(checkpoint.folder.resolve())
+        yield named
 
 
 def _general(
@@ -232,8 +249,9 @@ def _general(
             kind = np.dtype(np.float32)
             writer.add_tensor_info(tensor.name, tensor.shape, kind, 4 * tensor.weights)
         total, shared, expert, experts = writer.get_total_parameter_count()
-        described = gguf.Metadata.load(None, checkpoint.folder, None, total)
-        described.name = described.name or checkpoint.folder.name
+        with _named_folder(checkpoint) as folder:
+            described = gguf.Metadata.load(None, folder, None, total)
+        described.name = described.name or Path(checkpoint.where).name
         if described.size_label is None:
             described.size_label = gguf.size_label(total, shared, expert, experts)
         writer.add_type(gguf.GGUFType.MODEL)

@@ -1,16 +1,31 @@
-"""Checkpoints from the Hub: the only part of gemcut that touches the network, and only when asked.
+"""Checkpoints on the Hub: the only part of gemcut that touches the network, and only when asked.
 
-A download is resumable and cached by huggingface_hub, which also reads the token and honours
-HF_HUB_OFFLINE.
+A repository is listed and its small files are fetched; of the weights only headers at first, so
+that what cannot be converted is found before hours of downloading. What is fetched goes into the
+cache that other programs share (HF_HOME, HF_HUB_CACHE), or, shard by shard, into a folder of one's
+own and away again.
 """
 
+import hashlib
 import re
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from gemcut.convert import transfer
+from gemcut.convert.files import Files, LocalFiles, read_at, small_files, weight_files
+from gemcut.convert.listing import Place as Place
+from gemcut.convert.listing import Unreachable, explained, listed
+from gemcut.convert.transfer import Remote
 from gemcut.errors import CheckpointError
 
+Progress = Callable[[str, int, int], None]  # told what is fetched, and bytes done and in all
+
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_WANTED = ["*.json", "*.safetensors", "*.jinja", "README.md"]
+_HEAD = 1 << 18  # bytes: the headers of most shards fit, so that one request will do
+_MORE_ROOM = "free some, set HF_HOME to a folder on a larger disk, or try --frugal"
+_ROOM_FOR_ONE = "free some, or write to a larger disk: --frugal needs room for one shard"
 
 
 def is_repository(source: str) -> bool:
@@ -23,25 +38,219 @@ def is_repository(source: str) -> bool:
     return not Path(source).parent.exists()
 
 
-def fetch(repository: str, revision: str | None = None, offline: bool = False) -> Path:
-    """The folder of a repository's checkpoint, downloaded unless it is cached.
+def open_repository(
+    place: Place,
+    offline: bool = False,
+    scratch: Path | None = None,
+    progress: Progress | None = None,
+) -> Files:
+    """The files of a repository; offline or without a network, of its copy in the cache.
+
+    Args:
+        scratch: fetch the weights shard by shard into this folder, not into the cache.
 
     Raises:
-        CheckpointError: unknown, not accessible, or not cached while offline.
+        CheckpointError: unknown, not accessible, holds no checkpoint, or is not cached while there
+            is no network.
+    """
+    from huggingface_hub import constants
+
+    if offline or constants.HF_HUB_OFFLINE:
+        advice = "fetch it once without --offline and HF_HUB_OFFLINE"
+        return _cached(
+            place, f"{place.repository}: not in the cache, and this is offline: {advice}"
+        )
+    try:
+        return HubFiles(place, scratch, progress)
+    except Unreachable as error:
+        advice = "not in the cache either; check the network, and HF_ENDPOINT if it is set"
+        return _cached(place, f"{error}, and it is {advice}")
+
+
+class HubFiles:
+    """A repository's files at one commit, fetched when they are asked for."""
+
+    def __init__(
+        self, place: Place, scratch: Path | None = None, progress: Progress | None = None
+    ) -> None:
+        """List the repository and fetch its small files; see `open_repository`."""
+        self.place, self.where, self._scratch = place, place.repository, scratch
+        self._progress = progress or (lambda what, done, total: None)
+        self._heads: dict[str, bytes] = {}
+        self.commit, self._remotes = listed(place)
+        self.identity = _identity(place, self.commit)
+        with explained(place):
+            self._fetch_small()
+
+    def names(self) -> frozenset[str]:
+        """The files at the top level."""
+        return frozenset(self._remotes)
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        return self._remote(name).size
+
+    def path(self, name: str) -> Path:
+        """A file, fetched if it is not at hand."""
+        remote = self._remote(name)
+        if held := self._at_hand(name):
+            return held
+        with explained(self.place):
+            if self._scratch is not None:
+                return self._fetch_to_scratch(remote, self._scratch / self.commit, name)
+            self._fetch_to_cache([name], name)
+            return self._link([name], self.commit) / name
+
+    def head(self, name: str, count: int, offset: int = 0) -> bytes:
+        """Bytes of a file: of what is at hand, or by a request for a range."""
+        remote = self._remote(name)
+        if held := self._at_hand(name):
+            return read_at(held, count, offset)
+        with explained(self.place):
+            if offset + count > _HEAD:
+                return transfer.read_range(remote, offset, count)
+            if name not in self._heads:
+                self._heads[name] = transfer.read_range(remote, 0, _HEAD)
+        return self._heads[name][offset : offset + count]
+
+    def drop(self, name: str) -> None:
+        """Remove a shard that was fetched into the scratch folder; the cache keeps what it has."""
+        if self._scratch is None or name not in self._remotes:
+            return
+        own = self._scratch / self.commit
+        with suppress(OSError):  # the folders stay while there is something in them
+            (own / name).unlink(missing_ok=True)
+            own.rmdir()
+            self._scratch.rmdir()
+
+    def fetch(self) -> None:
+        """Fetch all weights into the cache; with a scratch folder, only see that each has room."""
+        missing = [name for name in weight_files(self) if not self._at_hand(name)]
+        with explained(self.place):
+            if self._scratch is not None:
+                largest = max((self._remotes[name].size for name in missing), default=0)
+                transfer.check_room(self._scratch, largest, self.where, _ROOM_FOR_ONE)
+                return
+            self._fetch_to_cache(missing, self.where)
+            if missing:
+                self._link(missing, self.commit)
+
+    def _remote(self, name: str) -> Remote:
+        if name not in self._remotes:
+            raise CheckpointError(f"{self.where}: has no {name}")
+        return self._remotes[name]
+
+    def _at_hand(self, name: str) -> Path | None:
+        """Where a file is on this machine, if it is."""
+        from huggingface_hub import try_to_load_from_cache
+
+        place = self.place
+        found = try_to_load_from_cache(place.repository, name, place.store, self.commit)
+        if isinstance(found, str):
+            return Path(found)
+        own = self._scratch / self.commit / name if self._scratch is not None else None
+        return own if own is not None and own.exists() else None
+
+    def _fetch_small(self) -> None:
+        names = sorted(small_files(self._remotes))
+        self._fetch_to_cache([name for name in names if not self._at_hand(name)], self.where)
+        # By the revision's name, so that the cache knows it when there is no network.
+        if self._link(names, self.place.revision).name != self.commit:
+            raise CheckpointError(f"{self.where}: changed while it was read; run again")
+
+    def _fetch_to_cache(self, names: Collection[str], what: str) -> None:
+        """Put files' contents where the cache looks for them before it downloads anything."""
+        from huggingface_hub.file_download import repo_folder_name
+
+        blobs = self.place.store / repo_folder_name(repo_id=self.where, repo_type="model") / "blobs"
+        wanted = {blobs / self._remotes[name].digest: self._remotes[name] for name in names}
+        wanted = {blob: remote for blob, remote in wanted.items() if not blob.exists()}
+        missing = sum(transfer.missing_bytes(remote, blob) for blob, remote in wanted.items())
+        transfer.check_room(blobs, missing, self.where, _MORE_ROOM)
+        told = self._counter(what, sum(remote.size for remote in wanted.values()))
+        for blob, remote in wanted.items():
+            if not _is_for_the_client(remote):
+                transfer.fetch(remote, blob, told)
+
+    def _fetch_to_scratch(self, remote: Remote, folder: Path, name: str) -> Path:
+        missing = transfer.missing_bytes(remote, folder / name)
+        transfer.check_room(folder, missing, remote.name, _ROOM_FOR_ONE)
+        if _is_for_the_client(remote):
+            return self._link([name], self.commit, local_dir=folder) / name
+        transfer.fetch(remote, folder / name, self._counter(name, remote.size))
+        return folder / name
+
+    def _link(self, names: Sequence[str], revision: str | None, **to: Any) -> Path:
+        """The cache's folder with these files; the client fetches what contents are not there."""
+        from huggingface_hub import snapshot_download
+
+        place = self.place
+        arguments = {"cache_dir": place.store, "token": place.token, "endpoint": place.endpoint}
+        folder = snapshot_download(
+            self.where,
+            revision=revision,
+            allow_patterns=list(names),
+            tqdm_class=_silent_bar(),
+            **{**arguments, **to},
+        )
+        return Path(folder)
+
+    def _counter(self, what: str, total: int) -> transfer.Told:
+        done = 0
+
+        def told(count: int) -> None:
+            nonlocal done
+            done += count
+            self._progress(what, done, total)
+
+        return told
+
+
+def _is_for_the_client(remote: Remote) -> bool:
+    """Whether a file is too large for HTTP: the Hub hands it out by a protocol of its own only."""
+    from huggingface_hub import constants
+
+    return remote.size > constants.MAX_HTTP_DOWNLOAD_SIZE
+
+
+def _cached(place: Place, otherwise: str) -> Files:
+    """A repository's copy in the cache, without the network.
+
+    Raises:
+        CheckpointError: `otherwise`, and what is missing.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(
-                repository, revision=revision, allow_patterns=_WANTED, local_files_only=offline
-            )
+        folder = snapshot_download(
+            place.repository,
+            revision=place.revision,
+            cache_dir=place.store,
+            local_files_only=True,
+            allow_patterns="config.json",
         )
+        files = LocalFiles(Path(folder), place.repository, _identity(place, Path(folder).name))
+        if not weight_files(files):
+            raise CheckpointError("its weights are missing")
     except LocalEntryNotFoundError as error:
-        raise CheckpointError(
-            f"{repository}: no such folder, and as a Hub id it is neither cached nor reachable"
-        ) from error
-    except Exception as error:  # the client's errors, and its HTTP library's, share no base
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{repository}: cannot be fetched from the Hub: {said}") from error
+        raise CheckpointError(otherwise) from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{otherwise} ({error})") from error
+    return files
+
+
+def _identity(place: Place, commit: str) -> str:
+    """A commit fixes every byte."""
+    return hashlib.sha256(f"{place.repository}@{commit}".encode()).hexdigest()
+
+
+def _silent_bar() -> type[Any]:
+    """A progress bar for the client that shows nothing."""
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+    class Silent(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+
+    return Silent

@@ -1,95 +1,79 @@
-"""Reading safetensors files: the header, and views of the data without loading it.
+"""Reading the header of a safetensors file: bounded, checked, without touching the data.
 
 The safetensors package hands out numpy arrays only for types numpy has, and BF16 is none; so the
-header is read here, bounded and checked, and the data is mapped. Layout: 8 bytes of header length,
-a JSON header, then the data; see the safetensors format description.
+header is read here and the data is mapped (`shards`). Layout: 8 bytes of header length, a JSON
+header, then the data; see the safetensors format description.
 """
 
 import json
-import mmap
 import struct
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from math import prod
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from gemcut.convert.shards import DTYPES, Entry
 from gemcut.errors import CheckpointError
 
-# BF16 has no numpy type: its bits are carried as uint16, which no checkpoint uses for weights.
-NUMPY_TYPES: dict[str, np.dtype[Any]] = {
-    "BF16": np.dtype("<u2"),
-    "F16": np.dtype("<f2"),
-    "F32": np.dtype("<f4"),
-}
-_SIZES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "U16": 2}
-_SIZES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
+LENGTH = 8  # bytes before the header
 _MAX_HEADER = 100_000_000  # the format's own bound: this number comes off disk
+_MAX_DIMENSIONS = 8
 
 
-@dataclass(frozen=True)
-class SourceTensor:
-    """A tensor of a checkpoint: `shape` is row-major, `offset` counts from the file's start."""
+def read_header(head: Callable[[int, int], bytes], file: str, size: int) -> dict[str, Entry]:
+    """The tensors of a file of `size` bytes, by name.
 
-    name: str
-    dtype: str  # as safetensors spells it: "BF16", "F32", ...
-    shape: tuple[int, ...]
-    path: Path
-    offset: int
-
-    def view(self, mapped: mmap.mmap) -> npt.NDArray[Any]:
-        """The mapped data as an array of this shape; BF16 as uint16 bits."""
-        if self.dtype not in NUMPY_TYPES:
-            raise CheckpointError(
-                f"{self.path.name}: {self.name} is {self.dtype}; wanted BF16, F16 or F32"
-            )
-        flat = np.frombuffer(mapped, NUMPY_TYPES[self.dtype], prod(self.shape), self.offset)
-        return flat.reshape(self.shape)
-
-
-def read_header(path: Path) -> dict[str, SourceTensor]:
-    """The tensors of a file, by name.
+    Args:
+        head: gives `count` bytes from `offset`.
 
     Raises:
-        CheckpointError: the file is missing, truncated, or its header is not what it should be.
+        CheckpointError: the file is truncated, or its header is not what it should be.
     """
+    length = head(LENGTH, 0)
+    count = struct.unpack("<Q", length)[0] if len(length) == LENGTH else 0
+    if not 2 <= count <= min(_MAX_HEADER, size - LENGTH):
+        raise CheckpointError(f"{file}: truncated or not a safetensors file")
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            length = file.read(8)
-            count = struct.unpack("<Q", length)[0] if len(length) == 8 else 0
-            if not 2 <= count <= min(_MAX_HEADER, size - 8):
-                raise CheckpointError(f"{path}: truncated or not a safetensors file")
-            raw = file.read(count)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        entries = json.loads(raw)
-        entries.pop("__metadata__", None)
-        found = {name: _tensor(path, name, entry, 8 + count) for name, entry in entries.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path}: damaged header: {error}") from error
-    for tensor in found.values():
-        end = tensor.offset + prod(tensor.shape) * _SIZES[tensor.dtype]
-        if end > size:
-            raise CheckpointError(
-                f"{path}: truncated: {tensor.name} ends at byte {end}, the file at {size}; "
-                "download it again"
-            )
+        pairs = json.loads(head(count, LENGTH), object_pairs_hook=_unique)
+        pairs.pop("__metadata__", None)
+        found = {name: _entry(file, name, each, LENGTH + count) for name, each in pairs.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{file}: damaged header: {error}") from error
+    _check_spans(file, found.values(), size)
     return found
 
 
-def _tensor(path: Path, name: str, entry: dict[str, Any], base: int) -> SourceTensor:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice} is in it twice")
+    return found
+
+
+def _entry(file: str, name: str, entry: dict[str, Any], base: int) -> Entry:
     dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-    if dtype not in _SIZES:
-        raise CheckpointError(f"{path}: {name}: unknown type {dtype}")
-    if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
-        raise CheckpointError(f"{path}: {name}: damaged shape or offsets")
-    if end - begin != prod(shape) * _SIZES[dtype]:
-        raise CheckpointError(
-            f"{path}: {name}: {end - begin} bytes for shape {list(shape)} of {dtype}, "
-            f"wanted {prod(shape) * _SIZES[dtype]}"
+    if dtype not in DTYPES:
+        raise ValueError(f"{name}: unknown type {dtype}")
+    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+        raise ValueError(f"{name}: damaged shape or offsets")
+    if len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(f"{name}: {len(shape)} dimensions")
+    wanted = prod(shape) * DTYPES[dtype].itemsize
+    if end - begin != wanted:
+        raise ValueError(
+            f"{name}: {end - begin} bytes for shape {list(shape)} of {dtype}, wanted {wanted}"
         )
-    return SourceTensor(name, dtype, shape, path, base + begin)
+    return Entry(name, dtype, shape, file, base + begin)
+
+
+def _check_spans(file: str, entries: Iterable[Entry], size: int) -> None:
+    end, last = 0, ""
+    for entry in sorted(entries, key=lambda e: (e.offset, e.nbytes)):
+        if entry.nbytes and entry.offset < end:
+            raise CheckpointError(f"{file}: damaged header: {last} and {entry.name} overlap")
+        end, last = max(end, entry.offset + entry.nbytes), entry.name
+    if end > size:
+        raise CheckpointError(
+            f"{file}: truncated: {last} ends at byte {end}, the file at {size}; download it again"
+        )

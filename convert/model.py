@@ -1,0 +1,91 @@
+"""What a source becomes before any type is chosen: metadata, and tensors that nobody has read."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+
+from gemcut import ggml
+from gemcut.convert.lazy import Array
+from gemcut.gguf_file import Value
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of the result: its name and shape, and where its rows come from.
+
+    `kept` is the type that it stays in, whatever is asked for: F32 for norms and routers, its own
+    type for what is encoded already. One that is not `quantizable` gets no type below 16 bits.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    source_type: str  # that the source holds, as ggml names it, or the nearest float
+    build: Callable[[], Array]  # opens the source
+    kept: str | None = None
+    quantizable: bool = True
+    rank: int = 0  # which of the source's files, in order, its data ends in
+
+    @property
+    def columns(self) -> int:
+        """Length of a row."""
+        return self.shape[-1]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows over all leading dimensions."""
+        return prod(self.shape[:-1])
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return prod(self.shape)
+
+    @property
+    def matrices(self) -> int:
+        """Number of matrices: the experts of a stacked tensor, else 1."""
+        return prod(self.shape[:-2])
+
+    @property
+    def float_type(self) -> str:
+        """The float type that holds the source's values, or comes closest."""
+        return self.source_type if self.source_type in ("f32", "f16", "bf16") else "bf16"
+
+    def raw(self, start: int, stop: int) -> ggml.Bytes | None:
+        """Rows' bytes [stop - start, row_bytes] in `source_type`; None if the source has others."""
+        return self._array.raw(start, stop)
+
+    def read(self, start: int, stop: int) -> ggml.Floats:
+        """Rows [stop - start, columns] as float32."""
+        return self._array.read(start, stop)
+
+    def close(self) -> None:
+        """Let go of the opened source; reading opens it again."""
+        self.__dict__.pop("_array", None)
+
+    @cached_property
+    def _array(self) -> Array:
+        array = self.build()
+        assert array.shape == self.shape, f"{self.name}: {array.shape}, not {self.shape}"
+        return array
+
+
+@dataclass(frozen=True)
+class Model:
+    """A source's metadata and tensors."""
+
+    architecture: str
+    metadata: Mapping[str, Value]
+    tensors: tuple[Tensor, ...]
+    notes: tuple[str, ...] = ()  # what was left out, and what else should be known
+    files: frozenset[Path] = frozenset()  # of the source, which is never written to
+    identity: str = ""  # a digest that changes when the source does
+    fetch: Callable[[], None] = lambda: None  # what is not on this machine yet
+    # Told a rank: all tensors below it are written for good. Gives back what was read.
+    release: Callable[[int], None] = lambda _: None
+
+    @property
+    def weights(self) -> int:
+        """Number of weights of all tensors."""
+        return sum(tensor.weights for tensor in self.tensors)
