@@ -93,8 +93,14 @@ _TYPE_COUNT = 43
 # weights times importance. No sane model comes near.
 _LARGEST = 1e12
 
-# Integers, and the formats that activations take inside a dot product.
-_NOT_FOR_WEIGHTS = {"i8", "i16", "i32", "i64", "f64", "q8_1", "q8_k"}
+_NOT_STORED = {"q8_1", "q8_k"}  # the formats that activations take inside a dot product
+_CARRIED = {
+    "i8",
+    "i16",
+    "i32",
+    "i64",
+    "f64",
+}  # a file may hold them; they are never made of weights
 
 
 def library_folder() -> Path:
@@ -157,30 +163,36 @@ def _ggml() -> ctypes.CDLL:
 
 
 @cache
-def types() -> dict[str, Type]:
-    """Every ggml type that can hold a weight, by lower-case name."""
+def _stored() -> dict[str, Type]:
+    """Every ggml type that a file may hold, by lower-case name."""
     lib, found = _ggml(), {}
     for number in range(_TYPE_COUNT):
         raw = lib.ggml_type_name(number)
         name = raw.decode().lower() if raw else ""
         block, size = lib.ggml_blck_size(number), lib.ggml_type_size(number)
-        if name and block and size and name not in _NOT_FOR_WEIGHTS:
+        if name and block and size and name not in _NOT_STORED:
             found[name] = Type(number, name, block, size, bool(lib.ggml_is_quantized(number)))
     return found
+
+
+@cache
+def types() -> dict[str, Type]:
+    """Every ggml type that weights can have, by lower-case name."""
+    return {name: kind for name, kind in _stored().items() if name not in _CARRIED}
 
 
 def type_named(name: str) -> Type:
     """The type of a name in any case. Raises PlanError for a name that ggml does not have."""
     try:
-        return types()[name.lower()]
+        return _stored()[name.lower()]
     except KeyError:
         known = ", ".join(sorted(types()))
         raise PlanError(f"unknown type {name!r}; ggml has {known}") from None
 
 
 def type_with_id(number: int) -> Type | None:
-    """The type with ggml's number, or None if it holds no weights or does not exist."""
-    return next((t for t in types().values() if t.id == number), None)
+    """The type with ggml's number, or None if it is none that a file may hold."""
+    return next((t for t in _stored().values() if t.id == number), None)
 
 
 def needs_importance(kind: Type) -> bool:
@@ -200,6 +212,8 @@ def quantize(kind: Type, rows: Floats, importance: Floats | None = None) -> Byte
         EngineError: the weights are NaN, infinite or absurdly large, or ggml wrote something else
             than whole, valid rows.
     """
+    if kind.name in _CARRIED:
+        raise PlanError(f"{kind} is no type for weights")
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     count, columns = rows.shape
     out = np.empty((count, kind.row_bytes(columns)), np.uint8)

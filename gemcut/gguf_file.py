@@ -158,6 +158,11 @@ class GGUFFile(Closing):
         """Bits per weight over all tensors."""
         return 8 * self.tensor_bytes / max(self.weights, 1)  # a file may hold no tensor
 
+    def release(self) -> None:
+        """Give back the memory of rows that were read; reading them again is still right."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         """Unmap the file; views of it that are still alive keep it mapped until they go."""
         try:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from gemcut import ggml
-from gemcut.convert.engine import Model, Tensor
+from gemcut.convert.model import Model, Tensor
 from gemcut.errors import BudgetError
 from gemcut.quantize.candidates import error, ladder
 from gemcut.quantize.roles import Role, role_of
@@ -78,11 +78,11 @@ def _choices(model: Model, floors: tuple[float, float], importance: bool) -> lis
 def _types(
     tensor: Tensor, role: Role, floors: tuple[float, float], importance: bool
 ) -> list[ggml.Type]:
-    if tensor.kept:
-        return [ggml.type_named("f32")]
+    if tensor.kept or not tensor.quantizable:
+        return [ggml.type_named(tensor.kept or tensor.float_type)]
     floor = floors[0] if role.is_expert else floors[1]
     # llama.cpp collects no importance for the embedding, and reads it row by row
-    front = ladder(tensor.columns, tensor.source_type, importance and role.name != "embedding")
+    front = ladder(tensor.columns, tensor.source_type, importance and not role.is_lookup)
     allowed = [kind for kind in front if kind.bpw >= floor] or front[-1:]
     return _convex(allowed, tensor.source_type)
 

@@ -8,15 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from gemcut import ggml
-from gemcut.convert.engine import Model, Tensor
+from gemcut.convert.model import Model, Tensor
 from gemcut.errors import BudgetError, PlanError, UsageError
 from gemcut.gguf_file import TensorInfo, Value
-from gemcut.gguf_writer import file_size
+from gemcut.gguf_layout import file_size
 from gemcut.plan import Entry, Plan
 from gemcut.quantize import budget, stock
 from gemcut.quantize.candidates import fallback
-
-_KEPT = "f32"
 
 
 def plan_uniform(
@@ -46,8 +44,8 @@ def plan_stock(model: Model, name: str, importance: bool = False) -> Plan:
     tensors = {tensor.name: tensor for tensor in model.tensors}
     entries = {}
     for tensor in (tensors[each] for each in stock.in_order(tensors)):
-        if tensor.kept:
-            entries[tensor.name] = Entry(_KEPT)
+        if held := _held(tensor, base):
+            entries[tensor.name] = Entry(held)
             continue
         wanted = mixture.type_of(tensor.name, tensor.columns, tensor.matrices, base.block)
         entries[tensor.name] = entry = _entry(tensor, ggml.type_named(wanted), True)
@@ -129,8 +127,9 @@ def _info(tensor: Tensor, entry: Entry) -> TensorInfo:
     if entry.padded_to or entry.split or entry.experts:
         raise PlanError(f"{tensor.name}: padding, splitting and types per expert are not written")
     kind = ggml.type_named(entry.type)
-    if tensor.kept and kind.name != _KEPT:
-        raise PlanError(f"{tensor.name}: the plan says {kind}; this tensor stays {_KEPT}")
+    held = _held(tensor, kind)
+    if held and kind.name != held:
+        raise PlanError(f"{tensor.name}: the plan says {kind}; this tensor stays {held}")
     if not kind.fits(tensor.columns):
         raise PlanError(
             f"{tensor.name}: rows of {tensor.columns} do not divide into {kind}'s blocks of "
@@ -139,9 +138,16 @@ def _info(tensor: Tensor, entry: Entry) -> TensorInfo:
     return TensorInfo(tensor.name, tensor.shape, kind)
 
 
+def _held(tensor: Tensor, kind: ggml.Type) -> str | None:
+    """The type that the tensor has although this one is asked for, if it is one of those."""
+    if tensor.kept or tensor.quantizable or not kind.quantized:
+        return tensor.kept
+    return tensor.float_type
+
+
 def _entry(tensor: Tensor, kind: ggml.Type, allow_fallback: bool) -> Entry:
-    if tensor.kept:
-        return Entry(_KEPT)
+    if held := _held(tensor, kind):
+        return Entry(held)
     if kind.fits(tensor.columns):
         return Entry(kind.name)
     replacement = _replacement(tensor, kind)
