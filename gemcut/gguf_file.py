@@ -39,6 +39,7 @@ SCALARS: dict[str, tuple[int, str]] = {
     "f64": (12, "d"),
 }
 STRING, ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")
 _SCALAR_BY_NUMBER = {number: (kind, code) for kind, (number, code) in SCALARS.items()}
 
 
@@ -202,6 +203,22 @@ class _Cursor:
         # surrogateescape: a name or token that is not UTF-8 survives reading and writing
         return self.take(self.count(1)).decode("utf-8", "surrogateescape")
 
+    def strings(self, count: int) -> list[str]:
+        """Strings one after the other, in a loop of its own: a vocabulary has a million of them."""
+        found, position = [], self.position
+        for _ in range(count):
+            begin = position + _LENGTH.size
+            if begin > len(self.data):
+                break
+            position = begin + _LENGTH.unpack_from(self.data, begin - _LENGTH.size)[0]
+            if position > len(self.data):
+                break
+            found.append(self.data[begin:position].decode("utf-8", "surrogateescape"))
+        if len(found) < count:
+            raise GGUFError(f"{self.path}: truncated: a string goes on past the end of the file")
+        self.position = position
+        return found
+
     def pair(self) -> tuple[str, Value]:
         return self.string(), self.value(self.scalar("I"))
 
@@ -218,7 +235,7 @@ class _Cursor:
     def array(self) -> Value:
         number = self.scalar("I")
         if number == STRING:
-            return Value("[str]", [self.string() for _ in range(self.count(8))])
+            return Value("[str]", self.strings(self.count(_LENGTH.size)))
         if number not in _SCALAR_BY_NUMBER:
             raise GGUFError(f"{self.path}: damaged: array of type {number}")
         kind, code = _SCALAR_BY_NUMBER[number]

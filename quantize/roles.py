@@ -3,25 +3,71 @@
 import re
 from dataclasses import dataclass
 
-_BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
+_BLOCK = re.compile(r"(?:dec\.|enc\.)?blk\.(\d+)\.(.+)")
 
 # Cost in KL divergence of one tensor's error, relative to the others: the order of magnitude of
 # published single-tensor measurements on a Mixture-of-Experts model (Qwen3.6-35B-A3B, every
 # tensor alone at about two bits). A measurement on the model itself replaces them.
 PRIORS = {
     "embedding": 0.033,
+    "per_layer_embedding": 0.033,
     "output": 0.112,
     "attention_output": 0.0057,
     "attention": 0.0043,
+    "recurrent": 0.0046,
     "dense": 0.0020,
+    "shared": 0.0020,
     "experts_down": 0.0039,
     "experts_gate_up": 0.0069,  # gate and up together
     "experts": 0.0035,
+    "per_layer": 0.0040,
     "other": 0.0040,
     "router": 0.0,  # never quantized, like the norms
     "norm": 0.0,
 }
 DEPTH_DECAY = 4.0  # a first block's error costs so many times a last block's: it is built upon
+
+# The first pattern that a name begins with or, after a *, holds anywhere.
+_OUTSIDE = (
+    ("per_layer_token_embd", "per_layer_embedding"),
+    ("*norm", "norm"),
+    ("token_embd", "embedding"),
+    ("output.", "output"),
+    ("per_layer_", "per_layer"),
+    ("altup_", "per_layer"),
+)
+_INSIDE = (
+    ("ffn_gate_inp", "router"),
+    ("ffn_gate_tid2eid", "router"),
+    ("exp_probs_b", "router"),
+    ("ple_", "per_layer"),
+    ("altup_", "per_layer"),
+    ("laurel_", "per_layer"),
+    ("*norm", "norm"),
+    ("*scale", "norm"),
+    ("nextn.embed_tokens", "embedding"),
+    ("nextn.shared_head_head", "output"),
+    ("ffn_down_exps", "experts_down"),
+    ("ffn_gate_up_exps", "experts_gate_up"),
+    ("*_exps", "experts"),
+    ("*_chexps", "experts"),  # of a group of experts
+    ("*_shexp", "shared"),
+    ("attn_output", "attention_output"),
+    ("vis_attn_output", "attention_output"),
+    ("attn_o.", "attention_output"),
+    ("attn_", "attention"),
+    ("cross_attn_", "attention"),
+    ("vis_attn_", "attention"),
+    ("indexer", "attention"),
+    ("ssm_", "recurrent"),
+    ("shortconv.", "recurrent"),
+    ("time_mix_", "recurrent"),
+    ("inp_gate.", "per_layer"),
+    ("proj.", "per_layer"),
+    ("ffn", "dense"),
+    ("channel_mix_", "dense"),
+    ("vis_", "dense"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,10 +82,15 @@ class Role:
         """Whether this is a stack of routed experts."""
         return self.name.startswith("experts")
 
+    @property
+    def is_lookup(self) -> bool:
+        """Whether a token reads one row: no matrix product, so no importance is collected."""
+        return self.name in ("embedding", "per_layer_embedding")
+
     def prior(self, layers: int, tied: bool) -> float:
         """Believed cost of this tensor's relative error, in arbitrary units of KL divergence."""
         cost = PRIORS[self.name]
-        if self.name == "embedding" and tied:
+        if self.name == "embedding" and self.layer is None and tied:
             cost += PRIORS["output"]  # it is read twice
         if self.layer is None or layers < 2:
             return cost
@@ -47,29 +98,15 @@ class Role:
 
 
 def role_of(name: str) -> Role:
-    """The role of a GGUF tensor name."""
-    if name in ("token_embd.weight", "per_layer_token_embd.weight"):
-        return Role("embedding", None)
-    if name == "output.weight":
-        return Role("output", None)
+    """The role of a GGUF tensor name, of any architecture."""
     match = _BLOCK.fullmatch(name)
     if match is None:
-        return Role("norm" if "norm" in name else "other", None)
-    return Role(_block_role(match[2]), int(match[1]))
+        return Role(_first(_OUTSIDE, name), None)
+    return Role(_first(_INSIDE, match[2]), int(match[1]))
 
 
-def _block_role(name: str) -> str:
-    if name.startswith("ffn_gate_inp"):
-        return "router"
-    if "norm" in name or name.endswith(".scale"):
-        return "norm"
-    if "_exps" in name:
-        for part in ("down", "gate_up"):
-            if f"ffn_{part}_exps" in name:
-                return f"experts_{part}"
-        return "experts"
-    if name.startswith("attn_output"):
-        return "attention_output"
-    if name.startswith("attn_"):
-        return "attention"
-    return "dense" if name.startswith("ffn_") else "other"
+def _first(patterns: tuple[tuple[str, str], ...], name: str) -> str:
+    for pattern, role in patterns:
+        if pattern[1:] in name if pattern[0] == "*" else name.startswith(pattern):
+            return role
+    return "other"
