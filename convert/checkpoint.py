@@ -65,24 +65,31 @@ class Checkpoint:
                 f"{self.where}: no weights; wanted model.safetensors, pytorch_model.bin, or shards"
             )
         shards = Shards(self.files, names)
-        (first, *_) = weights_among(self.files.names())
-        index = first if first.endswith(".index.json") else None
-        placed = self.json(index)["weight_map"] if index else None
+        placed = self._placed()
         found: dict[str, RawTensor] = {}
         for shard in shards.names:
             for name, raw in self._read_header(shards, shard).items():
-                if placed is None or placed.get(name) == shard:
-                    if name in found:
-                        raise CheckpointError(
-                            f"{self.where}: {name} is in {found[name].file} and in {shard}"
-                        )
-                    found[name] = raw
-        if lost := sorted(set(placed or ()) - set(found)):
+                if placed.get(name, shard) != shard or (placed and name not in placed):
+                    continue
+                if name in found:
+                    raise CheckpointError(
+                        f"{self.where}: {name} is in {found[name].file} and in {shard}"
+                    )
+                found[name] = raw
+        if lost := sorted(set(placed) - set(found)):
             raise CheckpointError(
-                f"{self.where}/{placed[lost[0]]}: {lost[0]} is not in it, though {index} says so"
+                f"{self.where}/{placed[lost[0]]}: {lost[0]} is not in it, though the index says so"
                 + (f" ({len(lost)} such tensors)" if len(lost) > 1 else "")
             )
         return shards, found
+
+    def _placed(self) -> Mapping[str, str]:
+        """Tensor names -> files, by the index; without one, nothing."""
+        (first, *_) = weights_among(self.files.names())
+        if not first.endswith(".index.json"):
+            return {}
+        placed: Mapping[str, str] = self.json(first)["weight_map"]
+        return placed
 
     def _read_header(self, shards: Shards, shard: str) -> dict[str, RawTensor]:
         read = safetensors_file.read_header if shard.endswith(".safetensors") else torch_file.read

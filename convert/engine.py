@@ -20,7 +20,7 @@ from gemcut.convert.derived import derived
 from gemcut.convert.families import FAMILIES
 from gemcut.convert.family import Config, Family, Rule, find
 from gemcut.convert.lazy import Array, stack, stored
-from gemcut.convert.model import Model, Tensor
+from gemcut.convert.model import EXACT_BPW, STRICT, Model, Reading, Tensor
 from gemcut.convert.precision import is_quantizable, stays_f32
 from gemcut.convert.transforms import Sizes
 from gemcut.errors import CheckpointError
@@ -28,28 +28,17 @@ from gemcut.gguf_file import Value
 
 # Buffers that every implementation computes for itself.
 _COMPUTED = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
-_EXACT_BPW = 8.0  # what is encoded in fewer bits than this is not encoded again unless asked for
 
 
-def open_model(
-    checkpoint: Checkpoint,
-    ignore: Sequence[str] = (),
-    requantize: bool = False,
-    pre_tokenizer: str | None = None,
-) -> Model:
+def open_model(checkpoint: Checkpoint, reading: Reading = STRICT) -> Model:
     """Apply the family's tables to a checkpoint.
-
-    Args:
-        ignore: patterns of names of tensors that may be left out.
-        requantize: let tensors be encoded again that the checkpoint holds in a low-bit type.
-        pre_tokenizer: llama.cpp's name of it, where it cannot be recognised.
 
     Raises:
         CheckpointError: unknown architecture, missing, unsupported or misshapen tensors, a
             config or tokenizer that lacks what is needed.
     """
     try:
-        return _open_model(checkpoint, ignore, requantize, pre_tokenizer)
+        return _open_model(checkpoint, reading)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         # A field of another kind than it should be; what is merely missing is said more exactly.
         what = f"{type(error).__name__}: {error}"
@@ -58,12 +47,10 @@ def open_model(
         ) from error
 
 
-def _open_model(
-    checkpoint: Checkpoint, ignore: Sequence[str], requantize: bool, pre_tokenizer: str | None
-) -> Model:
+def _open_model(checkpoint: Checkpoint, reading: Reading) -> Model:
     family = find(FAMILIES, checkpoint.config)
     config = family.text_config(checkpoint.config)
-    names, notes = _strip_prefixes(family, config, checkpoint, ignore)
+    names, notes = _strip_prefixes(family, config, checkpoint, reading.ignore)
     sources = {short: checkpoint.tensors[name] for short, name in names.items()}
     config.update(family.inferred(config, sources))
     metadata = {
@@ -71,20 +58,21 @@ def _open_model(
         for field in family.fields
         if (data := field.read(config)) is not None
     }
-    layout = _Layout(family, config, checkpoint, names, requantize)
+    layout = _Layout(family, config, checkpoint, names, reading)
     tensors = tuple(layout.tensors())
     checkpoint.shards.lay_out(layout.last)
-    vocabulary = family.vocabulary(checkpoint, config.positive("vocab_size"), pre_tokenizer)
+    vocabulary = family.vocabulary(checkpoint, config.positive("vocab_size"), reading.pre_tokenizer)
     general = _general(family, checkpoint, tensors)
     return Model(
         family.name,
         {**general, **metadata, **vocabulary},
         tensors,
+        family.title,
         notes,
-        frozenset(path.resolve() for path in checkpoint.folder.iterdir()),
-        checkpoint.files.identity,
-        checkpoint.files.fetch,
-        partial(_release, checkpoint, tensors),
+        files=frozenset(path.resolve() for path in checkpoint.folder.iterdir()),
+        identity=checkpoint.files.identity,
+        fetch=checkpoint.files.fetch,
+        release=partial(_release, checkpoint, tensors),
     )
 
 
@@ -129,10 +117,10 @@ class _Layout:
         config: Config,
         checkpoint: Checkpoint,
         names: Mapping[str, str],
-        requantize: bool,
+        reading: Reading,
     ) -> None:
         self.family, self.config, self.checkpoint = family, config, checkpoint
-        self.names, self.requantize = names, requantize
+        self.names, self.reading = names, reading
         self.used: set[str] = set()
         self.ranks = {file: rank for rank, file in enumerate(checkpoint.shards.names)}
         self.last: dict[str, int] = {}  # of every file, the highest rank of a tensor that needs it
@@ -212,10 +200,11 @@ class _Layout:
         array = build()  # hollow: shape and type are known, no data is touched
         kept = "f32" if stays_f32(name, len(array.shape)) else None
         kind = ggml.type_named(array.type)
-        if kind.quantized and kind.bpw < _EXACT_BPW and not self.requantize:
+        if kind.quantized and kind.bpw < EXACT_BPW and not self.reading.requantize:
             kept = kind.name
         quantizable = is_quantizable(name, array.shape)
-        return Tensor(name, array.shape, array.type, build, kept, quantizable, rank)
+        nonfinite = self.reading.nonfinite
+        return Tensor(name, array.shape, array.type, build, kept, quantizable, nonfinite, rank)
 
 
 def _release(checkpoint: Checkpoint, tensors: Sequence[Tensor], rank: int) -> None:

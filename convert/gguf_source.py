@@ -10,32 +10,31 @@ from collections.abc import Iterator
 from functools import partial
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gemcut import ggml
 from gemcut.convert.lazy import Array, Encoded, Matrix, Stored
-from gemcut.convert.model import Model, Tensor
+from gemcut.convert.model import EXACT_BPW, STRICT, Model, Reading, Tensor
 from gemcut.convert.precision import is_quantizable
 from gemcut.errors import GGUFError
 from gemcut.gguf_file import GGUFFile, TensorInfo
 from gemcut.gguf_parts import GGUFParts
 from gemcut.plan import METADATA_KEY
 
-_FLOATS = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "bf16": np.dtype("<u2")}
+_FLOATS: dict[str, np.dtype[Any]] = {
+    "f32": np.dtype("<f4"),
+    "f16": np.dtype("<f2"),
+    "bf16": np.dtype("<u2"),
+}
 # Models are published in these: their weights were trained or chosen in them.
 _NATIVE = frozenset({"mxfp4", "nvfp4", "tq1_0", "tq2_0", "q1_0"})
-_EXACT_BPW = 8.0  # Q8_0 and wider: cutting from them costs next to nothing
-_OF_THE_FILE = frozenset(
-    {"general.file_type", "general.quantization_version", "general.alignment", METADATA_KEY}
-)
+_OF_THE_FILE = frozenset({"general.file_type", "general.quantization_version", METADATA_KEY})
 
 
-def open_gguf(path: Path, requantize: bool = False) -> Model:
+def open_gguf(path: Path, reading: Reading = STRICT) -> Model:
     """A GGUF's tensors and metadata, unread; of a split one all parts, given any of them.
-
-    Args:
-        requantize: let tensors be cut again that are in less than 8 bits already.
 
     Raises:
         GGUFError: not a GGUF, damaged, a part is missing, or it is cut already.
@@ -45,7 +44,7 @@ def open_gguf(path: Path, requantize: bool = False) -> Model:
     if not isinstance(architecture, str):
         raise GGUFError(f"{path}: has no general.architecture; is it the first part of a model?")
     tensors = tuple(
-        _tensor(file, info, rank, requantize)
+        _tensor(file, info, rank, reading)
         for rank, file in enumerate(files)
         for info in file.tensors.values()
     )
@@ -58,10 +57,10 @@ def open_gguf(path: Path, requantize: bool = False) -> Model:
         architecture,
         metadata,
         tensors,
-        tuple(_notes(tensors, requantize)),
-        frozenset(file.path.resolve() for file in files),
-        _identity(files),
-        partial(_release, files),
+        notes=tuple(_notes(tensors, reading.requantize)),
+        files=frozenset(file.path.resolve() for file in files),
+        identity=_identity(files),
+        release=partial(_release, files),
     )
 
 
@@ -85,11 +84,11 @@ def _whole(path: Path) -> list[GGUFFile]:
     return files
 
 
-def _tensor(file: GGUFFile, info: TensorInfo, rank: int, requantize: bool) -> Tensor:
+def _tensor(file: GGUFFile, info: TensorInfo, rank: int, reading: Reading) -> Tensor:
     quantizable = is_quantizable(info.name, info.shape)
-    cut = info.type.quantized and info.type.bpw < _EXACT_BPW
+    cut = info.type.quantized and info.type.bpw < EXACT_BPW
     kept = None if quantizable else info.type.name
-    if cut and quantizable and not requantize:
+    if cut and quantizable and not reading.requantize:
         if info.type.name not in _NATIVE:
             raise GGUFError(
                 f"{file.path}: {info.name} is in {info.type} already, and cutting it again adds "
@@ -97,7 +96,8 @@ def _tensor(file: GGUFFile, info: TensorInfo, rank: int, requantize: bool) -> Te
             )
         kept = info.type.name
     build = partial(_array, file, info)
-    return Tensor(info.name, info.shape, info.type.name, build, kept, quantizable, rank)
+    own = info.type.name
+    return Tensor(info.name, info.shape, own, build, kept, quantizable, reading.nonfinite, rank)
 
 
 def _array(file: GGUFFile, info: TensorInfo) -> Array:
@@ -120,7 +120,7 @@ def _notes(tensors: tuple[Tensor, ...], requantize: bool) -> Iterator[str]:
     low = Counter(
         tensor.source_type
         for tensor in tensors
-        if tensor.quantizable and ggml.type_named(tensor.source_type).bpw < _EXACT_BPW
+        if tensor.quantizable and ggml.type_named(tensor.source_type).bpw < EXACT_BPW
     )
     for kind, count in low.items():
         what = f"{count} tensor{'s'[: count != 1]} in {kind}"

@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -195,7 +196,7 @@ class Array:
 
     @cached_property
     def _ends(self) -> list[int]:
-        return np.cumsum([matrix.rows for matrix in self.matrices]).tolist()
+        return list(accumulate(matrix.rows for matrix in self.matrices))
 
     def _within(self, start: int, stop: int) -> list[tuple[Matrix, slice]]:
         """The matrices that hold these rows, and which of each one's."""

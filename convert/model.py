@@ -1,6 +1,6 @@
 """What a source becomes before any type is chosen: metadata, and tensors that nobody has read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -9,6 +9,21 @@ from pathlib import Path
 from gemcut import ggml
 from gemcut.convert.lazy import Array
 from gemcut.gguf_file import Value
+
+EXACT_BPW = 8.0  # what is encoded in fewer bits than this is not cut again unless asked for
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is allowed where a source is not quite as it should be."""
+
+    ignore: Sequence[str] = ()  # patterns of names of tensors that may be left out
+    requantize: bool = False  # cut tensors again that are in a low-bit type already
+    nonfinite: bool = False  # pass NaN and infinities on, into types that can hold them
+    pre_tokenizer: str | None = None  # llama.cpp's name of it, where it is not recognised
+
+
+STRICT = Reading()
 
 
 @dataclass(frozen=True)
@@ -25,6 +40,7 @@ class Tensor:
     build: Callable[[], Array]  # opens the source
     kept: str | None = None
     quantizable: bool = True
+    nonfinite: bool = False  # NaN and infinities may be in it, and are passed on
     rank: int = 0  # which of the source's files, in order, its data ends in
 
     @property
@@ -78,6 +94,7 @@ class Model:
     architecture: str
     metadata: Mapping[str, Value]
     tensors: tuple[Tensor, ...]
+    family: str | None = None  # of checkpoints, for people
     notes: tuple[str, ...] = ()  # what was left out, and what else should be known
     files: frozenset[Path] = frozenset()  # of the source, which is never written to
     identity: str = ""  # a digest that changes when the source does

@@ -5,27 +5,33 @@ that is told how much was just done.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gemcut.convert import hub
 from gemcut.convert.checkpoint import Checkpoint
-from gemcut.convert.engine import Model, open_model
+from gemcut.convert.engine import open_model
+from gemcut.convert.families import FAMILIES
+from gemcut.convert.family import Family
+from gemcut.convert.gguf_source import open_gguf
+from gemcut.convert.model import Model, Reading
 from gemcut.engine import ModelOptions, default_threads
-from gemcut.errors import CheckpointError, OutputError, PlanError
+from gemcut.errors import OutputError, PlanError
 from gemcut.eval.compare import Comparison, compare
 from gemcut.eval.texts import Text
 from gemcut.ggml import type_named
-from gemcut.gguf_file import GGUFFile, TensorInfo
-from gemcut.gguf_writer import file_size
-from gemcut.inspection import Inspection, inspect
-from gemcut.plan import METADATA_KEY, Plan
+from gemcut.gguf_file import TensorInfo
+from gemcut.gguf_layout import file_size
+from gemcut.gguf_parts import GGUFParts
+from gemcut.inspection import Inspection, Origin, inspect
+from gemcut.lattice import lattice_by_role
+from gemcut.plan import Plan
 from gemcut.quantize import choose, stock
 from gemcut.quantize.importance import Importance, read_importance
 from gemcut.quantize.roles import role_of
-from gemcut.quantize.writer import metadata, write_model
+from gemcut.quantize.writer import Tell, files, metadata, write_model
 from gemcut.runtime.chat import Chat, conversation_options, open_chat
 
 Progress = Callable[[int], None]  # told how much was just done
@@ -45,19 +51,37 @@ class Target:
     plan: Plan | None = None
 
 
-def open_source(source: str | Path, revision: str | None = None, offline: bool = False) -> Model:
-    """A source's tensors and metadata, unread: a checkpoint's folder or a Hub id.
+def open_source(
+    source: str | Path,
+    revision: str | None = None,
+    offline: bool = False,
+    scratch: Path | None = None,
+    fetched: hub.Progress | None = None,
+    ignore: Sequence[str] = (),
+    requantize: bool = False,
+    nonfinite: bool = False,
+    pre_tokenizer: str | None = None,
+) -> Model:
+    """A source's tensors and metadata, unread: a checkpoint's folder, a Hub id, or a GGUF.
+
+    Args:
+        scratch: fetch a Hub id's weights file by file into this folder, each to be removed when
+            it is done, rather than all into the cache.
+        fetched: told what is fetched, and bytes done and in all.
+        ignore, requantize, nonfinite, pre_tokenizer: see `convert.model.Reading`.
 
     Raises:
-        CheckpointError: what the source lacks or what is wrong with it.
+        CheckpointError, GGUFError: what the source lacks or what is wrong with it.
     """
+    reading = Reading(ignore, requantize, nonfinite, pre_tokenizer)
     if hub.is_repository(str(source)):
-        return open_model(Checkpoint(hub.fetch(str(source), revision, offline)))
-    if Path(source).suffix == ".gguf":
-        raise CheckpointError(
-            f"{source}: a GGUF; wanted the folder of the checkpoint that it was made from"
-        )
-    return open_model(Checkpoint(Path(source)))
+        place = hub.Place(str(source), revision)
+        checkpoint = Checkpoint(hub.open_repository(place, offline, scratch, fetched))
+    elif Path(source).suffix == ".gguf" or Path(source).is_file():
+        return open_gguf(Path(source), reading)
+    else:
+        checkpoint = Checkpoint(Path(source))
+    return open_model(checkpoint, reading)
 
 
 def make_plan(model: Model, target: Target, importance: Importance | None = None) -> Plan:
@@ -83,8 +107,15 @@ def make_plan(model: Model, target: Target, importance: Importance | None = None
 
 
 def planned_size(model: Model, plan: Plan) -> int:
-    """Bytes of the file that the plan makes; exact, and nothing is written."""
+    """Bytes of the one file that the plan makes; exact, and nothing is written."""
     return file_size(metadata(model, plan), choose.infos(model, plan))
+
+
+def planned_files(
+    model: Model, plan: Plan, output: Path, split_size: int | None = None
+) -> dict[Path, int]:
+    """The files that the plan makes, the one to load first, with their exact sizes in bytes."""
+    return {path: made.size for path, made in files(model, plan, output, split_size).items()}
 
 
 def check_output(model: Model, output: Path) -> None:
@@ -101,8 +132,11 @@ def convert_checkpoint(
     kind: str = "bf16",
     threads: int | None = None,
     progress: Progress | None = None,
+    split_size: int | None = None,
+    restart: bool = False,
+    tell: Tell | None = None,
 ) -> Plan:
-    """Write the model as a GGUF in BF16, F16 or F32.
+    """Write the model as a GGUF in BF16, F16 or F32; the arguments are those of `quantize_model`.
 
     Raises:
         PlanError: another type.
@@ -110,7 +144,8 @@ def convert_checkpoint(
     """
     if kind.lower() not in FLOAT_TYPES:
         raise PlanError(f"convert writes {', '.join(FLOAT_TYPES)}, not {kind}; see quantize")
-    return quantize_model(model, output, Target(kind), threads=threads, progress=progress)
+    target = Target(kind)
+    return quantize_model(model, output, target, None, threads, progress, split_size, restart, tell)
 
 
 def quantize_model(
@@ -120,16 +155,29 @@ def quantize_model(
     importance: Importance | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    split_size: int | None = None,
+    restart: bool = False,
+    tell: Tell | None = None,
 ) -> Plan:
     """Cut the model to a target and write it, straight from the source.
 
+    Interrupted, the same call goes on where it stopped.
+
+    Args:
+        split_size: bytes of tensors per file, in several files as llama.cpp splits; None: one.
+        restart: throw away what an interrupted call left, and begin anew.
+        tell: told in a line when work is continued, or is interrupted and can be continued.
+
     Raises:
         PlanError, BudgetError: see `make_plan`.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or unfinished work of something else lies there.
     """
     plan = make_plan(model, target, importance)
-    check_output(model, output)
-    write_model(model, plan, output, importance, threads or default_threads(), progress)
+    for path in (output, *files(model, plan, output, split_size)):
+        check_output(model, path)
+    model.fetch()
+    threads = threads or default_threads()
+    write_model(model, plan, output, importance, threads, progress, split_size, restart, tell)
     return plan
 
 
@@ -138,23 +186,42 @@ def load_importance(path: Path | None) -> Importance | None:
     return None if path is None else read_importance(path)
 
 
-def inspect_source(
-    source: str | Path, revision: str | None = None, offline: bool = False
-) -> Inspection:
-    """What is in a checkpoint or a GGUF, by role; of a GGUF any architecture.
+def inspect_source(source: str | Path, **reading: Any) -> Inspection:
+    """What is in a checkpoint or a GGUF; of a GGUF any architecture.
+
+    Headers only, and a few rows of what is on this machine: of a Hub id no weights are fetched.
+
+    Args:
+        reading: as for `open_source`; of no meaning for a GGUF.
 
     Raises:
         CheckpointError, GGUFError: the source cannot be read.
     """
+
+    def role(name: str) -> str:
+        return role_of(name).name
+
+    lattice: dict[str, float] = {}
     if Path(source).is_file() or Path(source).suffix == ".gguf":
-        with GGUFFile(Path(source)) as file:
-            architecture = str(file.get("general.architecture", "unknown"))
-            notes = ["carries the plan it was made from"] if METADATA_KEY in file.metadata else []
-            tensors = [(role_of(info.name).name, info) for info in file.tensors.values()]
-            return inspect(architecture, tensors, notes)
-    model = open_source(source, revision, offline)
-    infos = (TensorInfo(t.name, t.shape, type_named(t.source_type)) for t in model.tensors)
-    return inspect(model.architecture, ((role_of(i.name).name, i) for i in infos), model.notes)
+        with GGUFParts(Path(source)) as file:
+            origin = Origin("gguf", file.count, file.missing)
+            found = inspect(origin, file.metadata, file.tensors, role)
+            lattice = lattice_by_role(found.tensors, file.read)
+            family = next((f.title for f in FAMILIES if f.name == found.architecture), None)
+    else:
+        model = open_source(source, **reading)
+        family = model.family
+        tensors = {tensor.name: tensor for tensor in model.tensors}
+        infos = (TensorInfo(t.name, t.shape, type_named(t.source_type)) for t in model.tensors)
+        found = inspect(Origin("checkpoint"), model.metadata, infos, role, model.notes)
+        if not hub.is_repository(str(source)):
+            lattice = lattice_by_role(found.tensors, lambda name, a, b: tensors[name].read(a, b))
+    return replace(found, family=family, lattice=lattice)
+
+
+def families() -> tuple[Family, ...]:
+    """The families of checkpoints that gemcut converts."""
+    return FAMILIES
 
 
 def load(

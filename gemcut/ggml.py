@@ -93,6 +93,8 @@ _TYPE_COUNT = 43
 # weights times importance. No sane model comes near.
 _LARGEST = 1e12
 
+# The float types' bits: where all of these are set, the value is NaN or infinite.
+_EXPONENTS = {"f32": ("<u4", 0x7F800000), "f16": ("<u2", 0x7C00), "bf16": ("<u2", 0x7F80)}
 _NOT_STORED = {"q8_1", "q8_k"}  # the formats that activations take inside a dot product
 _CARRIED = {
     "i8",
@@ -200,10 +202,21 @@ def needs_importance(kind: Type) -> bool:
     return bool(_ggml().ggml_quantize_requires_imatrix(kind.id))
 
 
-def quantize(kind: Type, rows: Floats, importance: Floats | None = None) -> Bytes:
+def is_finite(kind: Type, rows: Bytes) -> bool:
+    """Whether encoded rows [n, row_bytes] hold neither NaN nor infinities."""
+    if kind.name not in _EXPONENTS:
+        return bool(_ggml().ggml_validate_row_data(kind.id, rows.ctypes.data, rows.nbytes))
+    integer, exponent = _EXPONENTS[kind.name]
+    return bool((rows.view(integer) & exponent).max(initial=0) < exponent)
+
+
+def quantize(
+    kind: Type, rows: Floats, importance: Floats | None = None, nonfinite: bool = False
+) -> Bytes:
     """Encode float32 rows [n, columns] into bytes [n, row_bytes] with ggml's own quantizer.
 
     Args:
+        nonfinite: let NaN and infinities pass into types that can hold them.
         importance: a non-negative weight for every column, or None for an unweighted fit.
 
     Raises:
@@ -217,11 +230,12 @@ def quantize(kind: Type, rows: Floats, importance: Floats | None = None) -> Byte
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     count, columns = rows.shape
     out = np.empty((count, kind.row_bytes(columns)), np.uint8)
+    weights = _checked_importance(kind, importance, columns)
+    most = _LARGEST if kind.quantized else np.inf
+    if (kind.quantized or not nonfinite) and not (np.abs(rows) < most).all():  # nor is NaN
+        raise EngineError("the weights hold NaN, infinite or huge values: is the source damaged?")
     if kind.name == "f32":
         return rows.view(np.uint8)
-    weights = _checked_importance(kind, importance, columns)
-    if not (np.abs(rows) < (_LARGEST if kind.quantized else np.inf)).all():  # NaN is not, either
-        raise EngineError("the weights hold NaN, infinite or huge values: is the source damaged?")
     written = _ggml().ggml_quantize_chunk(
         kind.id,
         rows.ctypes.data,
@@ -233,7 +247,7 @@ def quantize(kind: Type, rows: Floats, importance: Floats | None = None) -> Byte
     )
     if written != out.nbytes:
         raise EngineError(f"ggml wrote {written} bytes of {kind.name}, wanted {out.nbytes}")
-    if not _ggml().ggml_validate_row_data(kind.id, out.ctypes.data, out.nbytes):
+    if not nonfinite and not is_finite(kind, out):
         raise EngineError(f"{kind.name}: not finite after encoding: the weights are too large")
     return out
 

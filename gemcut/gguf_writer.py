@@ -1,65 +1,139 @@
 """Writing GGUF files: the layout first, then rows at their offsets in any order.
 
-The file grows under a temporary name beside its final one, its whole size reserved at once so
-that a full disk is noticed before any work is done, and is renamed when every byte is written.
+A file grows under a temporary name beside its final one, its whole size reserved at once so that
+a full disk is noticed before any work is done, and is renamed when every byte is written.
 """
 
 import errno
 import os
-import struct
-from collections.abc import Iterable, Mapping
+import shutil
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 
 from gemcut import ggml
-from gemcut.errors import GGUFError, OutputError
-from gemcut.gguf_file import ALIGNMENT, ARRAY, MAGIC, SCALARS, STRING, TensorInfo, Value
-
-VERSION = 3
-
-
-def aligned(size: int) -> int:
-    """The size rounded up to the alignment."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
+from gemcut.errors import OutputError
+from gemcut.gguf_file import TensorInfo, Value
+from gemcut.gguf_layout import Layout, aligned
 
 
-def header(metadata: Mapping[str, Value], tensors: Iterable[TensorInfo]) -> bytes:
-    """Everything before the data: magic, metadata, tensor table, padding.
+class PartialFile:
+    """A GGUF under a temporary name. `write` may be called from several threads, in any order."""
 
-    Raises:
-        GGUFError: a metadata value does not fit its kind.
-    """
-    table = list(tensors)
-    parts = [MAGIC, struct.pack("<IQQ", VERSION, len(table), len(metadata))]
-    for key, value in metadata.items():
+    def __init__(self, path: Path, partial: Path, layout: Layout, keep: bool = False) -> None:
+        """Open the partial file; `reserve` makes it as long as it will be, and writes the header.
+
+        Args:
+            keep: the partial file may be there already, and what it holds is of use.
+
+        Raises:
+            OutputError: the folder is missing or not writable.
+            GGUFError: a metadata value does not fit its kind.
+        """
+        self.path, self.partial, self.layout = path, partial, layout
+        layout.header  # noqa: B018  # a value that cannot be written is found before a file is made
+        self._infos = {info.name: info for info in layout.placed}
+        self._missing = {info.name: info.rows for info in layout.placed}
+        self._lock = Lock()
+        self._unsynced = True
         try:
-            parts += [_string(key), _value(value)]
-        except (struct.error, AttributeError, OverflowError, TypeError, ValueError) as error:
-            raise GGUFError(f"{key}: {value.data!r:.60} is no {value.kind}: {error}") from error
-    for info in table:
-        shape = info.shape[::-1]
-        layout = f"<I{len(shape)}QIQ"
-        fields = (len(shape), *shape, info.type.id, info.offset)
-        parts += [_string(info.name), struct.pack(layout, *fields)]
-    size = sum(map(len, parts))
-    return b"".join([*parts, bytes(aligned(size) - size)])
+            flags = os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC)
+            self.fd = os.open(partial, flags, 0o644)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
 
+    def write(self, name: str, start: int, rows: ggml.Bytes) -> int:
+        """Put encoded rows [n, row_bytes] at row `start` of a tensor.
 
-def laid_out(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
-    """The tensors with their offsets in the data section, in the order given."""
-    placed, offset = [], 0
-    for info in tensors:
-        placed.append(TensorInfo(info.name, info.shape, info.type, offset))
-        offset += aligned(info.nbytes)
-    return placed
+        Returns:
+            Their CRC-32, with that of the padding behind the tensor's last row.
 
+        Raises:
+            OutputError: the rows do not lie within the tensor, or the disk refuses them.
+        """
+        info = self._infos[name]
+        if rows.shape[1] != info.row_bytes or start + len(rows) > info.rows:
+            raise OutputError(
+                f"{name}: rows {start} to {start + len(rows)} of {rows.shape[1]} bytes, "
+                f"wanted {info.rows} rows of {info.row_bytes}"
+            )
+        begin, end = self._extent(info, start, start + len(rows))
+        data = np.ascontiguousarray(rows).data.cast("B")
+        padding = bytes(end - begin - len(data))
+        try:
+            _write_at(self.fd, data, begin)
+            _write_at(self.fd, padding, end - len(padding))
+        except OSError as error:
+            raise OutputError(f"{self.path}: {error.strerror} while writing {name}") from error
+        self._unsynced = True
+        self.accept(name, len(rows))
+        return zlib.crc32(padding, zlib.crc32(data))
 
-def file_size(metadata: Mapping[str, Value], tensors: Iterable[TensorInfo]) -> int:
-    """Bytes of the finished file: its size is arithmetic, known before anything is written."""
-    table = list(tensors)
-    return len(header(metadata, table)) + sum(aligned(info.nbytes) for info in table)
+    def checksum(self, name: str, start: int, stop: int) -> int:
+        """What `write` returned for these rows, if the file still holds them.
+
+        Raises:
+            OutputError: the disk does not give them back.
+        """
+        begin, end = self._extent(self._infos[name], start, stop)
+        try:
+            return zlib.crc32(os.pread(self.fd, end - begin, begin))
+        except OSError as error:
+            raise OutputError(f"{self.partial}: {error.strerror} while reading {name}") from error
+
+    def accept(self, name: str, rows: int) -> None:
+        """Count rows of a tensor as written."""
+        with self._lock:
+            self._missing[name] -= rows
+
+    def _extent(self, info: TensorInfo, start: int, stop: int) -> tuple[int, int]:
+        """Where rows lie in the file; the last ones include what pads the tensor."""
+        base = self.layout.data_offset + info.offset
+        end = stop * info.row_bytes
+        if stop == info.rows:
+            end = aligned(end, self.layout.alignment)
+        return base + start * info.row_bytes, base + end
+
+    def sync(self) -> None:
+        """Wait until what was written is on the disk. Raises OSError."""
+        if self._unsynced:
+            self._unsynced = False  # first: what is written meanwhile may come too late for it
+            getattr(os, "fdatasync", os.fsync)(self.fd)
+
+    def check(self) -> None:
+        """Raise OutputError if the file is not complete."""
+        unwritten = [name for name, count in self._missing.items() if count]
+        if unwritten:
+            names = ", ".join(unwritten[:3])
+            raise OutputError(f"{self.path}: rows of {names} were not written")
+        size = os.fstat(self.fd).st_size
+        if size != self.layout.size:
+            raise OutputError(
+                f"{self.path}: has become {size} bytes long, wanted {self.layout.size}: "
+                "does another program write to it?"
+            )
+
+    def publish(self) -> None:
+        """Flush, close, and give the file its final name. Raises OSError."""
+        os.fsync(self.fd)
+        self.close()
+        os.replace(self.partial, self.path)
+        sync_folder(self.path.parent)
+
+    def close(self) -> None:
+        """Close; what was written stays under the temporary name. Closing again does nothing."""
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+
+    def discard(self) -> None:
+        """Close, and remove what was written."""
+        self.close()
+        self.partial.unlink(missing_ok=True)
 
 
 class GGUFWriter:
@@ -75,26 +149,16 @@ class GGUFWriter:
 
         Raises:
             OutputError: the folder is missing or not writable, or the disk is too small.
+            GGUFError: a metadata value does not fit its kind.
         """
-        self.path = Path(path)
-        self.tensors = {info.name: info for info in laid_out(tensors)}
-        self._missing = {info.name: info.rows for info in self.tensors.values()}
-        self._lock = Lock()
-        self._partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-        head = header(metadata, self.tensors.values())
-        self._data_offset = len(head)
-        size = len(head) + sum(aligned(info.nbytes) for info in self.tensors.values())
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self._file = PartialFile(path, partial, Layout(metadata, tuple(tensors)))
         try:
-            self._fd = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from error
-        try:
-            _reserve(self._fd, size)
-            _write_at(self._fd, head, 0)
-        except OSError as error:
-            self.discard()
-            wanted = f"{size / 1e9:.2f} GB are needed"
-            raise OutputError(f"{self.path}: {error.strerror}; {wanted}") from error
+            reserve([self._file])
+        except BaseException:
+            self._file.discard()
+            raise
 
     def write(self, name: str, start: int, rows: ggml.Bytes) -> None:
         """Put encoded rows [n, row_bytes] at row `start` of a tensor.
@@ -102,19 +166,7 @@ class GGUFWriter:
         Raises:
             OutputError: the rows do not lie within the tensor, or the disk refuses them.
         """
-        info = self.tensors[name]
-        if rows.shape[1] != info.row_bytes or start + len(rows) > info.rows:
-            raise OutputError(
-                f"{name}: rows {start} to {start + len(rows)} of {rows.shape[1]} bytes, "
-                f"wanted {info.rows} rows of {info.row_bytes}"
-            )
-        at = self._data_offset + info.offset + start * info.row_bytes
-        try:
-            _write_at(self._fd, np.ascontiguousarray(rows).data.cast("B"), at)
-        except OSError as error:
-            raise OutputError(f"{self.path}: {error.strerror} while writing {name}") from error
-        with self._lock:
-            self._missing[name] -= len(rows)
+        self._file.write(name, start, rows)
 
     def finish(self) -> None:
         """Flush, and give the file its final name.
@@ -122,45 +174,57 @@ class GGUFWriter:
         Raises:
             OutputError: rows are missing, or the file system refuses.
         """
-        unwritten = [name for name, count in self._missing.items() if count]
-        if unwritten:
-            raise OutputError(f"{self.path}: rows of {', '.join(unwritten[:3])} were not written")
+        self._file.check()
         try:
-            try:
-                os.fsync(self._fd)
-            finally:
-                os.close(self._fd)
-            os.replace(self._partial, self.path)
+            self._file.publish()
         except OSError as error:
-            raise OutputError(f"{self.path}: {error.strerror}") from error
-
-    def discard(self) -> None:
-        """Remove what was written."""
-        os.close(self._fd)
-        self._partial.unlink(missing_ok=True)
+            raise OutputError(f"{self._file.path}: {error.strerror}") from error
 
     def __enter__(self) -> "GGUFWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self.discard()
-            return
         try:
-            self.finish()
-        except BaseException:
-            self._partial.unlink(missing_ok=True)
-            raise
+            if kind is None:
+                self.finish()
+        finally:
+            self._file.discard()  # finds nothing to remove where the file got its name
 
 
-def _reserve(fd: int, size: int) -> None:
+def reserve(files: Sequence[PartialFile]) -> None:
+    """Take the whole room of files that lie in one folder, and write their headers.
+
+    Raises:
+        OutputError: the disk is too small.
+    """
+    path = files[0].path
+    try:
+        free = shutil.disk_usage(path.parent).free
+        wanted = sum(max(0, file.layout.size - _allocated(file.fd)) for file in files)
+        if sum(_lacking(file.fd, file.layout.size) for file in files) > free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        for file in files:
+            _write_at(file.fd, file.layout.header, 0)
+    except OSError as error:
+        room = f"{wanted / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
+        raise OutputError(f"{path}: {error.strerror}; {room}") from error
+
+
+def _lacking(fd: int, size: int) -> int:
+    """Make the file that long; returns the bytes for which no room could be reserved."""
     os.ftruncate(fd, size)
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(fd, 0, size)
+            return 0
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # some file systems cannot
                 raise
+    return max(0, size - _allocated(fd))
+
+
+def _allocated(fd: int) -> int:
+    return 512 * os.fstat(fd).st_blocks
 
 
 def _write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
@@ -170,20 +234,11 @@ def _write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _string(text: str) -> bytes:
-    raw = text.encode("utf-8", "surrogateescape")
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def _value(value: Value) -> bytes:
-    if value.kind == "str":
-        return struct.pack("<I", STRING) + _string(value.data)
-    if value.kind == "[str]":
-        items = b"".join(map(_string, value.data))
-        return struct.pack("<IIQ", ARRAY, STRING, len(value.data)) + items
-    if value.kind.startswith("["):
-        number, code = SCALARS[value.kind[1:-1]]
-        items = np.asarray(value.data, np.dtype(code).newbyteorder("<")).tobytes()
-        return struct.pack("<IIQ", ARRAY, number, len(value.data)) + items
-    number, code = SCALARS[value.kind]
-    return struct.pack("<I" + code, number, value.data)
+def sync_folder(folder: Path) -> None:
+    """Wait until new names in a folder are on the disk, where the file system can be asked to."""
+    with suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

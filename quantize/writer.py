@@ -1,41 +1,38 @@
-"""The writer: tiles of rows from the source through ggml into the file, in a pool of threads.
+"""The writer: a model and a plan become files, in tiles of rows, in a pool of threads.
 
-No tensor is read twice or held whole: a tile is decoded, encoded and written at its place. Tiles
-end where a matrix ends, since every expert has its own importance.
+Work that was interrupted, in whatever way, is continued: what a journal says is done is read back
+and compared, and whatever decides the bytes has to be the same.
 """
 
-from collections import deque
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from gemcut import ggml
-from gemcut.convert.engine import Model, Tensor
-from gemcut.errors import GemcutError, PlanError
+from gemcut import __version__, ggml
+from gemcut.convert.model import Model, Tensor
+from gemcut.engine import PINNED
+from gemcut.errors import EngineError, PlanError
 from gemcut.gguf_file import Value
-from gemcut.gguf_writer import GGUFWriter
+from gemcut.gguf_layout import Layout, layouts
 from gemcut.plan import METADATA_KEY, Plan
 from gemcut.quantize import stock
 from gemcut.quantize.choose import infos
 from gemcut.quantize.importance import Importance
+from gemcut.quantize.tiles import Progress, Tile, Work, resume, spans
+from gemcut.resumable_writer import ResumableWriter
 
 TILE = 1 << 20  # weights: 4 MiB as float32, a few of which fit a core's share of cache
-RELEASE = 64 * TILE  # weights between two releases of the source's memory: 128 MiB of BF16
+RELEASE = 64 * TILE  # weights between two records and releases of the source: 128 MiB of BF16
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 
-Progress = Callable[[int], None]  # told how many weights were just done
+_CHANGED = ": what lies there is no longer what was written"
+_RESTART = "--restart begins anew"
 
-
-@dataclass(frozen=True)
-class _Tile:
-    tensor: Tensor
-    type: ggml.Type
-    start: int
-    stop: int
-    importance: ggml.Floats | None  # [columns]
+Tell = Callable[[str], None]  # told a line for the user
 
 
 def metadata(model: Model, plan: Plan) -> dict[str, Value]:
@@ -48,6 +45,13 @@ def metadata(model: Model, plan: Plan) -> dict[str, Value]:
     return values
 
 
+def files(
+    model: Model, plan: Plan, path: Path, split_size: int | None = None
+) -> dict[Path, Layout]:
+    """The files that will be written, by name; see `gguf_layout.layouts`. Raises PlanError."""
+    return layouts(path, metadata(model, plan), infos(model, plan), split_size)
+
+
 def write_model(
     model: Model,
     plan: Plan,
@@ -55,79 +59,82 @@ def write_model(
     importance: Importance | None = None,
     threads: int = 1,
     progress: Progress | None = None,
+    split_size: int | None = None,
+    restart: bool = False,
+    tell: Tell | None = None,
 ) -> None:
     """Write the model with the plan's types; the file appears only when it is complete.
 
+    What was finished when the work is interrupted, in whatever way, stays beside `path`, and
+    writing the same again goes on behind it.
+
+    Args:
+        split_size: the most bytes of tensors that a file holds; None: one file.
+        restart: do not go on with what was interrupted, but begin anew.
+        tell: told in a line when work is continued, or is interrupted and can be continued.
+
     Raises:
         PlanError: the plan, or the importance, does not fit the model.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or unfinished work of another model or plan lies
+            there.
+        EngineError: ggml refuses what the source holds; nothing is kept then.
     """
-    table = infos(model, plan)
-    types = {info.name: info.type for info in table}
+    outputs = files(model, plan, path, split_size)
+    types = {info.name: info.type for layout in outputs.values() for info in layout.tensors}
     _check_importance(model, types, importance)
-    with GGUFWriter(path, metadata(model, plan), table) as writer:
-        with ThreadPoolExecutor(threads) as pool:
-            jobs: deque[Future[int]] = deque()
-            finished = _finisher(model, jobs, progress)
-            try:
-                for tile in _tiles(model, types, importance or {}):
-                    jobs.append(pool.submit(_process, tile, writer))
-                    if len(jobs) > 2 * threads:  # bounded: a future keeps its tile alive
-                        finished()
-                while jobs:
-                    finished()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+    tiles = partial(_tiles, model, types, importance or {})
+    count = sum(1 for _ in tiles())
+    advance, say = progress or _ignore, tell or _ignore
+
+    def share(done: int) -> str:
+        return f"{sum(tile.weights for tile in islice(tiles(), done)) / model.weights:.0%}"
+
+    with ResumableWriter(path, outputs, _key(model, outputs, importance), count, restart) as output:
+        before = len(output.records)
+        try:
+            done = resume(output, tiles(), threads, advance)
+            if before:
+                changed = _CHANGED if len(output.records) < before else ""
+                say(f"{path.name}: continuing at {share(done)}{changed}")
+            work = Work(output, threads, RELEASE, model.release, advance)
+            work.run(islice(tiles(), done, None))
+        except EngineError:  # the source holds what cannot be encoded: there is no way past it
+            output.discard()
+            raise
+        except BaseException:
+            if output.records:
+                kept = share(output.records[-1].tiles)
+                say(f"{path.name}: {kept} is kept: the same command continues, {_RESTART}")
+            raise
 
 
-def _finisher(
-    model: Model, jobs: deque[Future[int]], progress: Progress | None
-) -> Callable[[], None]:
-    """What waits for the oldest job, tells of it, and now and then frees what was read."""
-    unreleased = 0
-
-    def finish() -> None:
-        nonlocal unreleased
-        weights = jobs.popleft().result()
-        unreleased += weights
-        if unreleased >= RELEASE:
-            model.release()
-            unreleased = 0
-        if progress:
-            progress(weights)
-
-    return finish
+def _ignore(_: object) -> None:
+    """For who does not want to know."""
 
 
-def encode(
-    tensor: Tensor, kind: ggml.Type, start: int, stop: int, weights: ggml.Floats | None = None
-) -> ggml.Bytes:
-    """Encoded rows [stop - start, row_bytes]; rows that have the type already are passed on."""
-    if kind.name == tensor.source_type:
-        return np.ascontiguousarray(tensor.raw(start, stop)).view(np.uint8)
-    return ggml.quantize(kind, tensor.read(start, stop), weights if kind.quantized else None)
-
-
-def _process(tile: _Tile, writer: GGUFWriter) -> int:
-    try:
-        rows = encode(tile.tensor, tile.type, tile.start, tile.stop, tile.importance)
-    except GemcutError as error:  # ggml's boundary knows no names
-        raise type(error)(f"{tile.tensor.name}: {error}") from error
-    writer.write(tile.tensor.name, tile.start, rows)
-    return (tile.stop - tile.start) * tile.tensor.columns
-
-
-def _tiles(model: Model, types: Mapping[str, ggml.Type], importance: Importance) -> Iterator[_Tile]:
+def _key(model: Model, outputs: Mapping[Path, Layout], importance: Importance | None) -> str:
+    """A digest of everything that decides the bytes, and their order in time."""
+    order = [tensor.name for tensor in _in_order(model)]
+    hashed = hashlib.sha256(repr((__version__, PINNED, TILE, model.identity, order)).encode())
+    for layout in outputs.values():
+        hashed.update(layout.header)
     for tensor in model.tensors:
+        weights = (importance or {}).get(tensor.name)
+        if weights is not None:
+            hashed.update(tensor.name.encode() + np.ascontiguousarray(weights).tobytes())
+    return hashed.hexdigest()
+
+
+def _in_order(model: Model) -> list[Tensor]:
+    """The tensors as their data lies in the source, which is then read once from end to end."""
+    return sorted(model.tensors, key=lambda tensor: tensor.rank)
+
+
+def _tiles(model: Model, types: Mapping[str, ggml.Type], importance: Importance) -> Iterator[Tile]:
+    for tensor in _in_order(model):
         kind, weights = types[tensor.name], importance.get(tensor.name)
-        height = tensor.rows // tensor.matrices
-        step = max(1, TILE // tensor.columns)
-        for matrix in range(tensor.matrices):
-            first, last = matrix * height, (matrix + 1) * height
-            own = None if weights is None else weights[matrix]
-            for start in range(first, last, step):
-                yield _Tile(tensor, kind, start, min(start + step, last), own)
+        for matrix, start, stop in spans(tensor, TILE):
+            yield Tile(tensor, kind, start, stop, None if weights is None else weights[matrix])
 
 
 def _check_importance(
@@ -152,6 +159,8 @@ def _check_importance(
 
 def _file_type(model: Model, plan: Plan) -> int:
     asked = plan.request.get("type")
+    if asked in ("f32", "f16", "bf16") and any(t.kept == "mxfp4" for t in model.tensors):
+        asked = "mxfp4_moe"  # as llama.cpp's converter names what keeps its experts
     if isinstance(asked, str) and asked in stock.MIXTURES:
         return stock.MIXTURES[asked][0]
     sizes: dict[str, int] = {}

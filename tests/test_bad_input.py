@@ -5,17 +5,18 @@ import hashlib
 import json
 import os
 import shutil
-from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemcut import api
+from gemcut import api, ggml
 from gemcut.convert.files import read_at
 from gemcut.convert.safetensors_file import read_header
-from gemcut.errors import CheckpointError, OutputError
+from gemcut.errors import CheckpointError, EngineError, GemcutError, OutputError
+from gemcut.gguf_file import GGUFFile
 from tests import checkpoints
 from tests.checkpoints import Recipe
 
@@ -92,7 +93,10 @@ DAMAGES = {
         edit_header(lambda e: e["model.norm.weight"].update(dtype="Q9")),
         "model.norm.weight: unknown type Q9",
     ),
-    "unsupported dtype": (edit_header(retype), "up_proj.weight is I16; wanted BF16, F16 or F32"),
+    "unsupported dtype": (
+        edit_header(retype),
+        "model.layers.1.mlp.up_proj.weight is I16, wanted floats",
+    ),
     "missing tensor": (
         edit_header(lambda e: e.pop(f"model.layers.1.{DENSE}")),
         f"no tensor layers.1.{DENSE}, which gemma4_text has",
@@ -123,7 +127,10 @@ DAMAGES = {
         edit_config(architectures=..., model_type="gemma7"),
         "unknown architecture gemma7; gemcut converts",
     ),
-    "dense model": (edit_config(enable_moe_block=False), "a Gemma 4 without experts"),
+    "dense model": (
+        edit_config(enable_moe_block=False),
+        "unsupported tensor model.layers.0.experts.down_proj and 15 more",
+    ),
     "missing field": (
         edit_config(top_k_experts=...),
         "no field 'top_k_experts', which gemma4_text",
@@ -140,7 +147,7 @@ DAMAGES = {
     ),
     "kinds are no list": (edit_config(layer_types=7), "layer_types is 7, wanted a list"),
     "no rope": (edit_config(rope_parameters={}), "rope_parameters has no full_attention"),
-    "shared keys": (edit_config(num_kv_shared_layers=1), "num_kv_shared_layers is 1; wanted 0"),
+    "shared keys": (edit_config(num_kv_shared_layers=1), "1 blocks with keys of their own"),
     "no tokenizer": (remove("tokenizer.json"), "tokenizer.json: there is no such file"),
     "model card": (overwrite("README.md", b"---\n: [\n---\n"), "README.md|model card"),
 }
@@ -227,13 +234,13 @@ def test_a_damaged_header_is_a_checkpoint_error_or_still_reads(tmp_path_factory,
         assert tensor.offset + tensor.nbytes <= path.stat().st_size
 
 
-def test_a_source_that_is_no_folder_is_refused(plain, bf16, tmp_path):
+def test_a_source_that_is_no_model_is_refused(plain, tmp_path):
     for source, words in [
         (tmp_path / "none", "none: does not exist; wanted a checkpoint's folder"),
-        (plain / "config.json", "config.json: is a file; wanted a checkpoint's folder"),
-        (bf16, "bf16.gguf: a GGUF; wanted the folder of the checkpoint"),
+        (plain / "config.json", "config.json: not a GGUF: begins with"),
+        (tmp_path / "none.gguf", "none.gguf: cannot be read as a GGUF: No such file"),
     ]:
-        with pytest.raises(CheckpointError, match=words):
+        with pytest.raises(GemcutError, match=words):
             api.open_source(source)
 
 
@@ -260,3 +267,60 @@ def test_a_full_disk_leaves_what_was_there(plain, tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="a.gguf: No space left on device; 0.00 GB are needed"):
         api.convert_checkpoint(api.open_source(plain), tmp_path / "a.gguf")
     assert ["before"] == [path.read_text() for path in tmp_path.iterdir()]
+
+
+def overwritten(folder, name, value):
+    """A checkpoint's copy with one weight of a tensor set to a BF16 value."""
+    path = folder / "model.safetensors"
+    entries, data = checkpoints.read_safetensors(path)
+    begin = entries[f"model.{name}"]["data_offsets"][0]
+    bits = int(np.float32(value).view(np.uint32)) >> 16
+    edited = data[: begin + 2] + bits.to_bytes(2, "little") + data[begin + 4 :]
+    checkpoints.write_safetensors(path, entries, edited)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", ["bf16", "f16", "f32", "q8_0", "q4_k_m"])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("norm.weight", "output_norm.weight"),
+        ("layers.0.experts.down_proj", "blk.0.ffn_down_exps.weight"),
+    ],
+)
+def test_nan_and_infinite_weights_are_refused_by_name(source, target, kind, value, plain, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(plain, folder)
+    overwritten(folder, source, value)
+
+    with pytest.raises(EngineError, match=f"^{target}: the weights hold NaN"):
+        api.quantize_model(api.open_source(folder), tmp_path / "a.gguf", api.Target(kind))
+    assert ["model"] == [path.name for path in tmp_path.iterdir()]
+
+
+def test_nonfinite_weights_pass_where_they_may(plain, tmp_path):
+    """Into float types; a quantized type has no code for them."""
+    folder = tmp_path / "model"
+    shutil.copytree(plain, folder)
+    overwritten(folder, "layers.0.experts.down_proj", np.inf)
+
+    model = api.open_source(folder, nonfinite=True)
+    for kind in ("bf16", "f16", "f32"):
+        api.quantize_model(model, tmp_path / "a.gguf", api.Target(kind))
+        with GGUFFile(tmp_path / "a.gguf") as file:
+            info = file.tensors["blk.0.ffn_down_exps.weight"]
+            rows = ggml.dequantize(info.type, file.rows(info.name), info.shape[-1])
+            assert np.isinf(rows.flat[1]) and np.isfinite(rows.flat[2:]).all()
+    with pytest.raises(EngineError, match="^blk.0.ffn_down_exps.weight: the weights hold NaN"):
+        api.quantize_model(model, tmp_path / "b.gguf", api.Target("q8_0"))
+
+
+def test_what_is_not_known_may_be_ignored(plain, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(plain, folder)
+    edit_header(lambda e: e.update({"model.extra.0.x": EMPTY, "model.extra.1.x": EMPTY}))(folder)
+
+    with pytest.raises(CheckpointError, match="model.extra.0.x and 1 more; --ignore PATTERN"):
+        api.open_source(folder)
+    model = api.open_source(folder, ignore=["model.extra.*"])
+    assert ("2 ignored tensors left out",) == model.notes

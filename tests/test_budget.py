@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gemcut import api, ggml
 from gemcut.api import Target
-from gemcut.convert.engine import Model
+from gemcut.convert.model import Model
 from gemcut.errors import BudgetError, UsageError
 from gemcut.gguf_file import GGUFFile
 from gemcut.plan import Plan

@@ -122,7 +122,7 @@ def test_inspect_counts_the_same_weights_on_both_sides(checkpoint: Path, q4_k_m:
     assert cut["weights"] == source["weights"]
     assert {part["role"] for part in cut["parts"]} == {part["role"] for part in source["parts"]}
     assert cut["size"] < source["size"]
-    assert cut["notes"] == ["carries the plan it was made from"]
+    assert cut["plan"]["request"] == {"type": "q4_k_m"}
 
 
 def test_eval_compares_files(bf16: Path, q4_k_m: Path, tmp_path: Path):

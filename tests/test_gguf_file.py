@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from gemcut import ggml
 from gemcut.errors import GGUFError
 from gemcut.gguf_file import SCALARS, GGUFFile, TensorInfo, Value
-from gemcut.gguf_writer import GGUFWriter, file_size
+from gemcut.gguf_layout import file_size
+from gemcut.gguf_writer import GGUFWriter
 
 RANGES = {"u8": (0, 8), "i8": (1, 8), "u16": (0, 16), "i16": (1, 16)}
 RANGES |= {"u32": (0, 32), "i32": (1, 32), "u64": (0, 64), "i64": (1, 64)}

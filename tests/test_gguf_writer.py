@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from gemcut import ggml
 from gemcut.errors import GGUFError, OutputError
 from gemcut.gguf_file import GGUFFile, TensorInfo, Value
-from gemcut.gguf_writer import GGUFWriter, file_size, header, laid_out
+from gemcut.gguf_layout import file_size, header, laid_out
+from gemcut.gguf_writer import GGUFWriter
 
 F32 = ggml.type_named("f32")
 INFOS = [TensorInfo("a", (3, 5), F32), TensorInfo("b", (2, 4, 5), F32)]

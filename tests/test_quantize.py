@@ -7,7 +7,7 @@ import pytest
 
 from gemcut import api, ggml
 from gemcut.api import Target
-from gemcut.convert.engine import Model
+from gemcut.convert.model import Model
 from gemcut.errors import EngineError, GGUFError, PlanError
 from gemcut.gguf_file import GGUFFile, TensorInfo, Value
 from gemcut.gguf_writer import GGUFWriter

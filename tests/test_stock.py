@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from gemcut.convert.checkpoint import Checkpoint
-from gemcut.convert.engine import Model, Tensor, open_model
+from gemcut.convert.engine import open_model
+from gemcut.convert.model import Model, Tensor
 from gemcut.errors import PlanError
 from gemcut.gguf_file import Value
-from gemcut.gguf_writer import file_size, header, laid_out
+from gemcut.gguf_layout import file_size, header, laid_out
 from gemcut.quantize import stock
 from gemcut.quantize.choose import infos, plan_stock, plan_uniform
 from tests import checkpoints, oracle

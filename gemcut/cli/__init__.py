@@ -25,7 +25,7 @@ class _WrongUsage(click.ClickException):
 
 
 def _end(number: int, _: object) -> None:
-    """Leave as after an error, so that half-written files are removed."""
+    """Leave as after an error, so that half-written files are recorded or removed."""
     raise SystemExit(128 + number)
 
 

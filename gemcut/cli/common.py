@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,20 @@ import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.table import Table
 
 from gemcut.errors import UsageError
-from gemcut.sizes import parse_context, parse_size
+from gemcut.sizes import format_size, parse_context, parse_size
 
 FILE = click.Path(path_type=Path)
 
@@ -50,14 +54,87 @@ as_json = click.option("--json", "as_json", is_flag=True, help="the result as JS
 dry_run = click.option("--dry-run", is_flag=True, help="say what would be written, write nothing")
 
 
+def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The GGUF to write, in one file or several, and what to do with unfinished work."""
+    option = click.option("--restart", is_flag=True, help="throw interrupted work away, begin anew")
+    command = option(command)
+    split = "in files of about so many bytes (4G), which llama.cpp loads as one"
+    command = click.option("--split-size", type=SIZE, help=split)(command)
+    help_ = "the GGUF to write; with --split-size NAME-00001-of-0000N.gguf and so on"
+    return click.option("-o", "--output", type=FILE, required=True, help=help_)(command)
+
+
 def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """SRC and where it may come from."""
-    command = click.argument("source", metavar="SRC")(command)
-    command = click.option("--revision", help="branch, tag or commit of a Hub id")(command)
-    offline = click.option("--offline", is_flag=True, help="never touch the network")
-    return offline(command)
+    """SRC and how it is read."""
+    return reading_options(click.argument("source", metavar="SRC")(command))
 
 
+def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where SRC may come from, and what may be odd about it: arguments of `api.open_source`."""
+    for option in reversed(_READING):
+        command = option(command)
+    return command
+
+
+_READING = (
+    click.option("--revision", help="branch, tag or commit of a Hub id"),
+    click.option("--offline", is_flag=True, help="never touch the network"),
+    click.option("--ignore", multiple=True, help="leave out tensors of these names (x.*); repeat"),
+    click.option(
+        "--allow-requantize",
+        "requantize",
+        is_flag=True,
+        help="cut tensors that are in less than 8 bits already",
+    ),
+    click.option(
+        "--allow-nonfinite",
+        "nonfinite",
+        is_flag=True,
+        help="pass NaN and infinite weights on, into types that can hold them",
+    ),
+    click.option("--pre-tokenizer", help="llama.cpp's name, where it is not recognised"),
+)
+
+
+frugal = click.option(
+    "--frugal",
+    is_flag=True,
+    help="of a Hub id, keep one file of weights at a time on the disk; it lies beside the output",
+)
+
+
+def scratch(output: Path, frugal: bool) -> Path | None:
+    """Where a frugal command fetches weights to: the same place each time, so that it resumes."""
+    return output.with_name(f"{output.name}.weights") if frugal else None
+
+
+def downloads() -> Callable[[str, int, int], None]:
+    """Progress of what is fetched, until the command ends; told (what, bytes done, in all)."""
+    return click.get_current_context().with_resource(_downloads())
+
+
+@contextmanager
+def _downloads() -> Iterator[Callable[[str, int, int], None]]:
+    progress = _progress(DownloadColumn(), TransferSpeedColumn())
+    tasks: dict[str, TaskID] = {}
+
+    def told(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = progress.add_task(what, total=total)
+            progress.start()
+        progress.update(tasks[what], completed=done, total=total)
+        if done >= total:
+            progress.remove_task(tasks.pop(what))
+            if not tasks:
+                progress.stop()
+
+    try:
+        yield told
+    finally:
+        progress.stop()
+
+
+@cache  # bars within bars share a screen only if they share its console
 def console() -> Console:
     """The console for talk: stderr, so that stdout holds results alone."""
     return Console(stderr=True, markup=False, emoji=False, highlight=False)
@@ -66,6 +143,15 @@ def console() -> Console:
 def say(text: str) -> None:
     """A line of talk on stderr."""
     console().print(text, soft_wrap=True)
+
+
+def written(files: Mapping[Path, int], dry_run: bool) -> str:
+    """What is, or with a dry run would be, written: the first of the files and all their bytes."""
+    first, *others = files
+    if not others:
+        return f"{first} {'would be' if dry_run else 'is'} {format_size(files[first])}"
+    verb = "would be" if dry_run else "are"
+    return f"{first} and {len(others)} more {verb} {format_size(sum(files.values()))}"
 
 
 def print_table(table: Table) -> None:
@@ -95,8 +181,8 @@ def steps(label: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def _progress(amount: ProgressColumn) -> Progress:
+def _progress(*amount: ProgressColumn) -> Progress:
     """A bar that leaves no trace when it is done, and none at all where nobody watches."""
     talk = console()
-    columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
     return Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal)

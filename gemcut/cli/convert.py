@@ -1,15 +1,27 @@
 """`gemcut convert`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from gemcut.cli.common import FILE, as_json, bar, dry_run, print_json, say, source_options, threads
+from gemcut.cli import common
+from gemcut.cli.common import (
+    as_json,
+    bar,
+    dry_run,
+    output_options,
+    print_json,
+    say,
+    source_options,
+    threads,
+    written,
+)
 
 
 @click.command("convert")
 @source_options
-@click.option("-o", "--output", type=FILE, required=True, help="the GGUF to write")
+@output_options
 @click.option(
     "--type",
     "kind",
@@ -18,33 +30,38 @@ from gemcut.cli.common import FILE, as_json, bar, dry_run, print_json, say, sour
     show_default=True,
     help="of the tensors that are not kept in F32",
 )
+@common.frugal
 @threads
 @dry_run
 @as_json
 def command(
     source: str,
-    revision: str | None,
-    offline: bool,
     output: Path,
+    split_size: int | None,
+    restart: bool,
     kind: str,
+    frugal: bool,
     threads: int | None,
     dry_run: bool,
     as_json: bool,
+    **reading: Any,
 ) -> None:
-    """Write the checkpoint SRC (a folder or a Hub id) as a GGUF, unquantized."""
+    """Write SRC (a checkpoint's folder, a Hub id, or a GGUF) as a GGUF, unquantized."""
     from gemcut import api
-    from gemcut.sizes import format_size
 
-    model = api.open_source(source, revision, offline)
+    scratch = common.scratch(output, frugal)
+    model = api.open_source(source, scratch=scratch, fetched=common.downloads(), **reading)
     for note in model.notes:
         say(note)
     plan = api.make_plan(model, api.Target(kind))
-    size = api.planned_size(model, plan)
+    files = api.planned_files(model, plan, output, split_size)
     if not dry_run:
         with bar(f"converting to {kind}", model.weights) as progress:
-            api.convert_checkpoint(model, output, kind, threads, progress)
+            api.convert_checkpoint(
+                model, output, kind, threads, progress, split_size, restart, tell=say
+            )
     if as_json:
-        print_json({"output": str(output), "size": size, "type": kind, "weights": model.weights})
+        result = {"files": [str(path) for path in files], "size": sum(files.values())}
+        print_json({"output": str(output), "type": kind, "weights": model.weights} | result)
     else:
-        verb = "would be" if dry_run else "is"
-        say(f"{output} {verb} {format_size(size)} ({len(model.tensors)} tensors, {kind})")
+        say(f"{written(files, dry_run)} ({len(model.tensors)} tensors, {kind})")

@@ -7,7 +7,7 @@ import click
 from rich import box
 from rich.table import Table
 
-from gemcut.cli.common import as_json, fetch_options, print_json, print_table
+from gemcut.cli.common import as_json, downloads, print_json, print_table, reading_options
 from gemcut.sizes import format_size
 
 if TYPE_CHECKING:  # the library is loaded when the command runs
@@ -29,11 +29,13 @@ _ROLES = {
 
 @click.command("inspect")
 @click.argument("source", metavar="[SRC]", required=False)
-@fetch_options
+@reading_options
 @click.option("--families", is_flag=True, help="list the families of checkpoints that convert")
 @click.option("--tensors", is_flag=True, help="list every tensor")
 @as_json
-def command(source: str | None, families: bool, tensors: bool, as_json: bool, **where: Any) -> None:
+def command(
+    source: str | None, families: bool, tensors: bool, as_json: bool, **reading: Any
+) -> None:
     """Say what is in SRC, a checkpoint or a GGUF: roles, types, sizes, caches, what is unusual.
 
     Without SRC: the families of checkpoints that gemcut converts.
@@ -43,7 +45,7 @@ def command(source: str | None, families: bool, tensors: bool, as_json: bool, **
     if source is None or families:
         _print_families(as_json)
         return
-    found = api.inspect_source(source, **where)
+    found = api.inspect_source(source, fetched=downloads(), **reading)
     if as_json:
         print_json(found.to_dict(tensors))
         return

@@ -2,26 +2,30 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import click
 
+from gemcut.cli import common
 from gemcut.cli.common import (
     FILE,
     SIZE,
     as_json,
     bar,
     dry_run,
+    output_options,
     print_json,
     say,
     source_options,
     threads,
+    written,
 )
 from gemcut.plan import Plan
 
 
 @click.command("quantize")
 @source_options
-@click.option("-o", "--output", type=FILE, required=True, help="the GGUF to write")
+@output_options
 @click.option("--type", "kind", help="a mixture of llama.cpp (Q4_K_M, ...) or a ggml type (q4_k)")
 @click.option("--size", type=SIZE, help="the finished file is never larger (14G, 5M, bytes)")
 @click.option("--bpw", type=click.FloatRange(min=0, min_open=True), help="bits per weight, at most")
@@ -34,14 +38,15 @@ from gemcut.plan import Plan
 )
 @click.option("--imatrix", type=FILE, help="an importance matrix (GGUF)")
 @click.option("--save-plan", type=FILE, help="write the plan here, even with --dry-run")
+@common.frugal
 @threads
 @dry_run
 @as_json
 def command(
     source: str,
-    revision: str | None,
-    offline: bool,
     output: Path,
+    split_size: int | None,
+    restart: bool,
     kind: str | None,
     size: int | None,
     bpw: float | None,
@@ -50,11 +55,13 @@ def command(
     fallback: bool,
     imatrix: Path | None,
     save_plan: Path | None,
+    frugal: bool,
     threads: int | None,
     dry_run: bool,
     as_json: bool,
+    **reading: Any,
 ) -> None:
-    """Cut the checkpoint SRC (a folder or a Hub id) and write it as a GGUF.
+    """Cut SRC (a checkpoint's folder, a Hub id, or a GGUF) and write it as a GGUF.
 
     Say exactly one of --type, --size, --bpw and --plan. No 16-bit file is made in between.
     """
@@ -65,13 +72,14 @@ def command(
         raise click.UsageError("--pure and --fallback go with --type")
     from gemcut import api
 
-    model = api.open_source(source, revision, offline)
+    scratch = common.scratch(output, frugal)
+    model = api.open_source(source, scratch=scratch, fetched=common.downloads(), **reading)
     for note in model.notes:
         say(note)
     read = Plan.read(plan_file) if plan_file else None
     importance = api.load_importance(imatrix)
     plan = api.make_plan(model, api.Target(kind, pure, fallback, size, bpw, read), importance)
-    bytes_ = api.planned_size(model, plan)
+    files = api.planned_files(model, plan, output, split_size)
     for line in _described(plan):
         say(line)
     if save_plan:
@@ -80,14 +88,14 @@ def command(
     if not dry_run:
         with bar("quantizing", model.weights) as progress:
             target = api.Target(plan=plan)
-            api.quantize_model(model, output, target, importance, threads, progress)
+            api.quantize_model(
+                model, output, target, importance, threads, progress, split_size, restart, tell=say
+            )
     if as_json:
-        print_json({"output": str(output), "size": bytes_, "bpw": plan.bpw, "plan": plan.to_dict()})
+        result = {"files": [str(path) for path in files], "size": sum(files.values())}
+        print_json({"output": str(output), "bpw": plan.bpw, "plan": plan.to_dict()} | result)
     else:
-        from gemcut.sizes import format_size
-
-        verb = "would be" if dry_run else "is"
-        say(f"{output} {verb} {format_size(bytes_)}, {plan.bpw:.2f} bits per weight")
+        say(f"{written(files, dry_run)}, {plan.bpw:.2f} bits per weight")
 
 
 def _described(plan: Plan) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gemcut import api
-from gemcut.convert.engine import Model
+from gemcut.convert.model import Model
 from gemcut.demo.text import held_out_text
 from gemcut.errors import OutputError
 from gemcut.eval.compare import Comparison, compare
