@@ -1,4 +1,4 @@
-"""The converted tokenizer splits text as textbook BPE does, and a foreign one is refused."""
+"""Gemma's converted tokenizer splits text as textbook BPE does, and a foreign one is refused."""
 
 import json
 import re
@@ -161,7 +161,7 @@ def test_a_template_in_the_settings_counts(checkpoint, tmp_path):
 
 
 REFUSED = {
-    "unigram": (lambda d: d["model"].update(type="Unigram"), "a Unigram tokenizer.*wanted Gemma's"),
+    "unigram": (lambda d: d["model"].update(type="Unigram"), "a Unigram tokenizer"),
     "wordpiece": (lambda d: d["model"].update(type="WordPiece"), "a WordPiece tokenizer"),
     "no bytes": (lambda d: d["model"].update(byte_fallback=False), "byte_fallback False; wanted"),
     "no model": (lambda d: d.pop("model"), "no model with a vocab"),
@@ -169,16 +169,16 @@ REFUSED = {
         lambda d: d["model"].update(vocab=[["a", 0.0]]),
         "no model with a vocab",
     ),
-    "too few": (lambda d: d["model"]["vocab"].pop("self"), "2047 tokens.*the embedding has 2048"),
-    "too many": (lambda d: d["model"]["vocab"].update(x1=2048), "2049 tokens numbered 0 to 2048"),
-    "numbers are text": (lambda d: d["model"]["vocab"].update(x1="2048"), "tokenizer"),
+    "a token is lost": (lambda d: d["model"]["vocab"].pop("self"), "no token 'self'"),
+    "too many": (lambda d: d["model"]["vocab"].update(x1=2048), "'x1' with id 2048; .* has 2048"),
+    "numbers are text": (lambda d: d["model"]["vocab"].update(x1="2048"), "'x1' has the id '2048'"),
     "added too many": (
         lambda d: d["added_tokens"].append({"id": 2048, "content": "<x>"}),
-        "2049 tokens numbered 0 to 2048; the embedding has 2048 rows",
+        "2049 tokens, '<x>' with id 2048; the embedding has 2048 rows",
     ),
-    "added is odd": (lambda d: d.update(added_tokens=[7]), "tokenizer"),
+    "added is odd": (lambda d: d.update(added_tokens=[7]), "added token 7"),
     "no merges": (lambda d: d["model"].pop("merges"), "no merges"),
-    "merges are odd": (lambda d: d["model"].update(merges=[7]), "merges|tokenizer"),
+    "merges are odd": (lambda d: d["model"].update(merges=[7]), "the merge 7 is not a pair"),
 }
 
 
@@ -197,5 +197,5 @@ def test_a_tokenizer_in_another_form_is_refused(checkpoint, tmp_path):
     folder = checkpoints.build(tmp_path / "model", checkpoint)
     shutil.move(folder / "tokenizer.json", folder / "tokenizer.model")
 
-    with pytest.raises(CheckpointError, match="tokenizer.json: cannot be read: No such file"):
+    with pytest.raises(CheckpointError, match="tokenizer.json: "):
         api.open_source(folder)

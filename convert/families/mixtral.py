@@ -1,0 +1,80 @@
+"""Mixtral (8x7B, 8x22B): Llama's attention, and routed experts instead of its dense MLP.
+
+llama.cpp runs it as its architecture "llama", whose rotary embedding turns neighbouring pairs, so
+the rows of queries and keys change their order.
+"""
+
+from collections.abc import Mapping
+
+from gemcut.convert.families.common import (
+    BLOCK,
+    BLOCK_COUNT,
+    EXPERT_FIELDS,
+    HEAD_SIZE_FIELDS,
+    OUT,
+    ROPE_FIELDS,
+    TEXT_FIELDS,
+    attention_rules,
+    expert_rules,
+    head_size,
+    norm,
+    outer_rules,
+    untied,
+)
+from gemcut.convert.family import Config, Family, Field, Rule
+from gemcut.convert.transforms import interleaved_rope
+from gemcut.convert.vocabulary import reader
+
+
+def sizes(config: Config, layer: int) -> Mapping[str, int]:
+    """Named sizes of one block, as the rules' shapes use them."""
+    heads, head = config.positive("num_attention_heads"), head_size(config)
+    kv_heads = config.positive("num_key_value_heads", default=heads)
+    width = config.positive("intermediate_size")
+    return {
+        "vocabulary": config.positive("vocab_size"),
+        "hidden": config.positive("hidden_size"),
+        "untied": untied(config),
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "queries": heads * head,
+        "keys": kv_heads * head,
+        "experts": config.positive("num_local_experts"),
+        "expert": width,
+        "gate_and_up": 2 * width,
+    }
+
+
+_MOE = "block_sparse_moe."
+_ROUTER = ("experts", "hidden")
+
+RULES = (
+    *outer_rules(),
+    norm("input_layernorm", "attn_norm"),
+    *attention_rules(interleaved_rope("heads"), interleaved_rope("kv_heads")),
+    norm("post_attention_layernorm", "ffn_norm"),
+    Rule(BLOCK + _MOE + "gate.weight", OUT + "ffn_gate_inp.weight", _ROUTER),
+    Rule(BLOCK + "mlp.gate.weight", OUT + "ffn_gate_inp.weight", _ROUTER),
+    *expert_rules(_MOE + "experts.", gate="w1", up="w3", down="w2"),
+)
+
+FAMILY = Family(
+    name="llama",
+    title="Mixtral",
+    architectures=("MixtralForCausalLM",),
+    model_types=("mixtral",),
+    prefixes=("model.",),
+    skipped={},
+    rules=RULES,
+    fields=(
+        BLOCK_COUNT,
+        *TEXT_FIELDS,
+        *ROPE_FIELDS,
+        *EXPERT_FIELDS,
+        *HEAD_SIZE_FIELDS,
+        Field("vocab_size", "u32", lambda c: c.positive("vocab_size")),
+        Field("rope.dimension_count", "u32", head_size),
+    ),
+    sizes=sizes,
+    vocabulary=reader(),
+)

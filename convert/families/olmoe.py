@@ -1,0 +1,60 @@
+"""OLMoE (1B-7B): norms over whole projections of queries and keys, 64 small experts."""
+
+from collections.abc import Mapping
+
+from gemcut.convert.families.common import (
+    BLOCK,
+    BLOCK_COUNT,
+    EXPERT_FIELDS,
+    HEAD_SIZE_FIELDS,
+    OUT,
+    ROPE_FIELDS,
+    TEXT_FIELDS,
+    attention_rules,
+    expert_rules,
+    head_size,
+    norm,
+    outer_rules,
+    untied,
+)
+from gemcut.convert.family import Config, Family, Rule
+from gemcut.convert.vocabulary import reader
+
+
+def sizes(config: Config, layer: int) -> Mapping[str, int]:
+    """Named sizes of one block, as the rules' shapes use them."""
+    heads, head = config.positive("num_attention_heads"), head_size(config)
+    width = config.positive("intermediate_size")
+    return {
+        "vocabulary": config.positive("vocab_size"),
+        "hidden": config.positive("hidden_size"),
+        "untied": untied(config),
+        "queries": heads * head,
+        "keys": config.positive("num_key_value_heads", default=heads) * head,
+        "experts": config.positive("num_experts"),
+        "expert": width,
+        "gate_and_up": 2 * width,
+    }
+
+
+FAMILY = Family(
+    name="olmoe",
+    title="OLMoE",
+    architectures=("OlmoeForCausalLM",),
+    model_types=("olmoe",),
+    prefixes=("model.",),
+    skipped={},
+    rules=(
+        *outer_rules(),
+        norm("input_layernorm", "attn_norm"),
+        *attention_rules(),
+        norm("self_attn.q_norm", "attn_q_norm", "queries"),
+        norm("self_attn.k_norm", "attn_k_norm", "keys"),
+        norm("post_attention_layernorm", "ffn_norm"),
+        Rule(BLOCK + "mlp.gate.weight", OUT + "ffn_gate_inp.weight", ("experts", "hidden")),
+        *expert_rules(),
+    ),
+    fields=(BLOCK_COUNT, *TEXT_FIELDS, *ROPE_FIELDS, *EXPERT_FIELDS, *HEAD_SIZE_FIELDS),
+    sizes=sizes,
+    vocabulary=reader("olmo"),
+)

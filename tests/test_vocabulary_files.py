@@ -1,0 +1,485 @@
+"""What tokenizer files may look like: other spellings mean the same, damaged ones are refused."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemcut.convert.checkpoint import Checkpoint
+from gemcut.convert.vocabulary import reader
+from gemcut.convert.vocabulary.structure import NAMES, TABLE
+from gemcut.engine import ModelOptions
+from gemcut.errors import CheckpointError, GemcutError, UsageError
+from gemcut.gguf_file import Value
+from gemcut.llama import Model
+from tests import vocabularies
+from tests.test_vocabulary import write
+from tests.vocabularies import edit, read
+
+ENDINGS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+SPELLED_OUT = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+
+
+@pytest.fixture
+def qwen(tmp_path):
+    return vocabularies.checkpoint("qwen2", tmp_path / "model")
+
+
+@pytest.fixture
+def mixtral(tmp_path):
+    return vocabularies.checkpoint("llama-spm", tmp_path / "model")
+
+
+def change_json(folder: Path, change) -> Path:
+    edit(folder / "tokenizer.json", change)
+    return folder
+
+
+# --- pre-tokenizers ---
+
+
+def first_split(document):
+    return document["pre_tokenizer"]["pretokenizers"][0]
+
+
+def respell(document, old: str, new: str) -> None:
+    pattern = first_split(document)["pattern"]
+    pattern["Regex"] = pattern["Regex"].replace(old, new)
+
+
+SPELLINGS = {
+    "endings": lambda d: respell(d, ENDINGS, SPELLED_OUT),
+    "endings, short": lambda d: respell(d, ENDINGS, "'(?i:[sdmt]|ll|ve|re)"),
+    "line ends": lambda d: respell(d, r"\r\n", "\r\n"),
+    "one digit": lambda d: respell(d, r"\p{N}|", r"\p{N}{1}|"),
+    "possessive": lambda d: respell(d, r"[^\s\p{L}\p{N}]+", r"[^\s\p{L}\p{N}]++"),
+    "matches alone": lambda d: first_split(d).update(behavior="Removed", invert=True),
+    "nested": lambda d: d["pre_tokenizer"].update(
+        pretokenizers=[copy.deepcopy(d["pre_tokenizer"])]
+    ),
+    "no normalizer": lambda d: d.update(normalizer=None),
+    "an empty normalizer": lambda d: d.update(normalizer={"type": "Sequence", "normalizers": []}),
+}
+
+
+@pytest.mark.parametrize("change", SPELLINGS.values(), ids=SPELLINGS)
+def test_other_spellings_of_a_structure_mean_the_same(change, qwen):
+    expected = read("qwen2", qwen)
+
+    assert expected == read("qwen2", change_json(qwen, change))
+
+
+UNKNOWN = {
+    "regex": (lambda d: respell(d, r"\p{N}", r"\p{N}{1,2}"), r"\\p\{N\}\{1,2\}"),
+    "behaviour": (lambda d: first_split(d).update(behavior="MergedWithNext"), "MergedWithNext"),
+    "pattern": (lambda d: first_split(d).update(pattern={"String": " "}), "Regex"),
+    "space in front": (
+        lambda d: d["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True),
+        "'add_prefix_space': True",
+    ),
+    "no bytes": (lambda d: d["pre_tokenizer"]["pretokenizers"].pop(), "pre_tokenizer"),
+    "nothing": (lambda d: d.update(pre_tokenizer=None), "pre_tokenizer None"),
+    "normalizer": (lambda d: d.update(normalizer={"type": "Lowercase"}), "normalizer.*Lowercase"),
+    "damaged": (lambda d: d.update(pre_tokenizer={"type": "Sequence", "pretokenizers": 7}), ""),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), UNKNOWN.values(), ids=UNKNOWN)
+def test_an_unknown_structure_is_refused_unless_it_is_named(change, words, qwen):
+    """The message shows what was found and how to go on; the option is taken at its word."""
+    change_json(qwen, change)
+
+    with pytest.raises(CheckpointError, match=f"{words}.*--pre-tokenizer NAME.*deepseek-v3"):
+        read("qwen2", qwen)
+    assert "qwen2" == read("qwen2", qwen, pre="qwen2")["tokenizer.ggml.pre"].data
+
+
+def test_a_pre_tokenizer_that_llama_cpp_does_not_know_is_refused(qwen):
+    with pytest.raises(UsageError, match="--pre-tokenizer qwen7: llama.cpp knows .*qwen2"):
+        read("qwen2", qwen, pre="qwen7")
+
+
+def test_sentencepiece_has_no_pre_tokenizer(mixtral):
+    with pytest.raises(UsageError, match="--pre-tokenizer qwen2: .* has none"):
+        read("llama-spm", mixtral, pre="qwen2")
+
+
+def test_llama_cpp_loads_every_name(qwen):
+    metadata = read("qwen2", qwen)
+    assert {name for names in TABLE.values() for name in names} <= NAMES
+    for name in sorted(NAMES):
+        named = metadata | {"tokenizer.ggml.pre": Value("str", name)}
+        with Model.load(write(qwen / f"{name}.gguf", named), ModelOptions(vocab_only=True)) as m:
+            assert m.n_vocab == len(metadata["tokenizer.ggml.tokens"].data)
+
+
+def test_merges_that_are_ignored_decide_between_names(tmp_path):
+    """Of those with the same regex, llama.cpp takes whole words as they are for some alone."""
+    folder = vocabularies.checkpoint("glm4", tmp_path / "model")
+    for whole, name in ((True, "glm4"), (False, "chatglm-bpe")):
+        change_json(folder, lambda d, w=whole: d["model"].update(ignore_merges=w))
+        checkpoint = Checkpoint(folder)
+        assert name == reader()(checkpoint, 704)["tokenizer.ggml.pre"].data
+        assert "glm4" == reader("glm4")(checkpoint, 704)["tokenizer.ggml.pre"].data
+
+
+# --- tokens and merges ---
+
+
+def rename(document, old: str, new: str) -> None:
+    vocab = document["model"]["vocab"]
+    vocab[new] = vocab.pop(old)
+
+
+def set_added(document, **changes) -> None:
+    document["added_tokens"][0].update(changes)
+
+
+DAMAGED = {
+    "two tokens, one id": (lambda d: d["model"]["vocab"].update(qq=5), "'qq' have one id, 5"),
+    "an added one, too": (lambda d: set_added(d, id=5), "have one id, 5"),
+    "beyond the rows": (lambda d: set_added(d, id=672), "672; the embedding has 672 rows"),
+    "negative": (lambda d: set_added(d, id=-1), "the id -1, wanted 0 or more"),
+    "no number": (lambda d: set_added(d, id=True), "the id True"),
+    "no id": (lambda d: d["added_tokens"][0].pop("id"), "the id None"),
+    "two ids": (
+        lambda d: d["added_tokens"].append({"id": 671, "content": "<|im_end|>"}),
+        "'<|im_end|>' has the ids 642, 671",
+    ),
+    "unknown in a merge": (lambda d: rename(d, "self", "fles"), "no token 'self'"),
+    "half a merge": (lambda d: d["model"]["merges"].append(["a"]), "is not a pair"),
+    "three in a merge": (lambda d: d["model"]["merges"].append("a b c"), "is not a pair"),
+    "a pad's name": (
+        lambda d: set_added(d, content="[PAD671]"),
+        "tokens 640 and 671 are both '\\[PAD671\\]'",
+    ),
+    "endings of words": (
+        lambda d: d["model"].update(end_of_word_suffix="</w>"),
+        "end_of_word_suffix '</w>'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_vocabulary_is_refused(change, words, qwen):
+    edit(qwen / "tokenizer_config.json", lambda d: d.pop("added_tokens_decoder"))
+    change_json(qwen, change)
+
+    with pytest.raises(CheckpointError, match=words) as caught:
+        read("qwen2", qwen)
+    assert str(qwen) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_rows_without_a_token_in_the_middle_are_filled(qwen):
+    edit(qwen / "tokenizer_config.json", lambda d: d.pop("added_tokens_decoder"))
+    change_json(qwen, lambda d: d["added_tokens"].pop(5))
+    metadata = read("qwen2", qwen)
+
+    assert "[PAD645]" == metadata["tokenizer.ggml.tokens"].data[645]
+    assert 5 == metadata["tokenizer.ggml.token_type"].data[645]
+
+
+def test_spaces_in_merges_do_not_end_a_token(qwen):
+    """llama.cpp cuts a merge at its space."""
+
+    def change(document):
+        document["model"]["vocab"] |= {" ": 666, " a": 667}
+        document["model"]["merges"].append([" ", "a"])
+
+    change_json(qwen, change)
+    assert "Ġ a" == read("qwen2", qwen)["tokenizer.ggml.merges"].data[-1]
+
+
+def test_settings_decide_what_is_special(qwen):
+    """As in transformers; and what looks like a control token is one."""
+    change_json(qwen, lambda d: [t.update(special=False) for t in d["added_tokens"]])
+    edit(
+        qwen / "tokenizer_config.json", lambda d: d["added_tokens_decoder"]["654"].update(special=1)
+    )
+    metadata = read("qwen2", qwen)
+    kinds = dict(
+        zip(
+            metadata["tokenizer.ggml.tokens"].data,
+            metadata["tokenizer.ggml.token_type"].data,
+            strict=True,
+        )
+    )
+
+    assert [3, 3, 3, 4] == [
+        kinds[t] for t in ("<tool_call>", "<|im_end|>", "<|fim_pad|>", "<think>")
+    ]
+
+
+# --- SentencePiece ---
+
+
+def test_merges_that_no_scores_can_stand_for_are_refused(mixtral):
+    change_json(mixtral, lambda d: d["model"]["merges"].pop(0))
+
+    with pytest.raises(CheckpointError, match="no merge of .* llama.cpp would join them"):
+        read("llama-spm", mixtral)
+
+
+SPACES = {
+    "normalizer": lambda d: d["normalizer"]["normalizers"].append({"type": "NFKC"}),
+    "words": lambda d: d.update(pre_tokenizer={"type": "Metaspace", "replacement": "▁"}),
+    "digits": lambda d: d.update(pre_tokenizer={"type": "Digits", "individual_digits": True}),
+}
+
+
+@pytest.mark.parametrize("change", SPACES.values(), ids=SPACES)
+def test_another_treatment_of_text_is_refused(change, mixtral):
+    with pytest.raises(CheckpointError, match="does something else to a text"):
+        read("llama-spm", change_json(mixtral, change))
+
+
+def test_missing_bytes_are_refused(mixtral):
+    change_json(mixtral, lambda d: rename(d, "<0x41>", "<0x4141>"))
+
+    with pytest.raises(CheckpointError, match="no token <0x41>"):
+        read("llama-spm", mixtral)
+
+
+def as_sentencepiece(folder: Path, **fields) -> Path:
+    vocabularies.sentencepiece(folder, **fields)
+    (folder / "tokenizer.json").unlink()
+    return folder
+
+
+def test_a_unigram_model_is_refused(mixtral):
+    with pytest.raises(CheckpointError, match="SentencePiece model of kind 1, wanted 2, BPE"):
+        read("llama-spm", as_sentencepiece(mixtral, model=1))
+
+
+def test_more_pieces_than_rows_are_refused(mixtral):
+    edit(mixtral / "config.json", lambda config: config.update(vocab_size=700))
+
+    with pytest.raises(CheckpointError, match="779 pieces; the embedding has 700 rows"):
+        read("llama-spm", as_sentencepiece(mixtral))
+
+
+@pytest.fixture(scope="module")
+def sentencepiece(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sentencepiece") / "model"
+    return as_sentencepiece(vocabularies.checkpoint("llama-spm", folder))
+
+
+@given(data=st.data())
+@settings(max_examples=200)
+def test_a_damaged_sentencepiece_model_is_refused_or_read(sentencepiece, data):
+    """Cut anywhere, or with some bytes changed."""
+    path = sentencepiece / "tokenizer.model"
+    whole = path.read_bytes()
+    content = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
+    for _ in range(data.draw(st.integers(0, 5)) if content else 0):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    try:
+        read("llama-spm", sentencepiece)
+    except CheckpointError as error:
+        assert str(sentencepiece) in str(error)
+    finally:
+        path.write_bytes(whole)
+
+
+# --- special tokens and templates ---
+
+
+def special(name: str) -> dict[str, Any]:
+    return {"SpecialToken": {"id": name, "type_id": 0}}
+
+
+A, B = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}
+EOS, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"  # ids 640, 641, 642
+
+
+def around(folder: Path, single, pair, **settings) -> dict[str, object]:
+    """Special tokens' metadata with a post-processor's templates and other settings."""
+    template = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": {}}
+    change_json(folder, lambda document: document.update(post_processor=template))
+    edit(folder / "tokenizer_config.json", lambda found: found.update(settings))
+    keys = ["bos_token_id", "eos_token_id", "eot_token_id", "seperator_token_id"]
+    keys += ["add_bos_token", "add_eos_token", "add_sep_token"]
+    found = read("qwen2", folder)
+    return {k: v.data for k in keys if (v := found.get(f"tokenizer.ggml.{k}"))}
+
+
+def test_the_post_processor_says_more_than_the_settings(qwen):
+    found = around(qwen, [special(START), A], [special(START), A, B], bos_token=START)
+
+    assert {"bos_token_id": 641, "eos_token_id": 642, "add_bos_token": True} == found
+
+
+def test_a_first_token_without_a_name_is_the_beginning(qwen):
+    found = around(qwen, [special(START), A], [])
+
+    assert (641, True) == (found["bos_token_id"], found["add_bos_token"])
+
+
+def test_another_last_token_is_the_end_of_the_text(qwen):
+    """What the settings call so then ends a turn."""
+    found = around(qwen, [A, special(EOS)], [])
+
+    assert (640, 642, True) == (
+        found["eos_token_id"],
+        found["eot_token_id"],
+        found["add_eos_token"],
+    )
+
+
+def test_a_token_between_two_texts_is_a_separator(qwen):
+    found = around(qwen, [A, B], [A, special(END), B])
+
+    assert (642, True) == (found["seperator_token_id"], found["add_sep_token"])
+
+
+def test_a_beginning_that_nothing_names_is_refused(qwen):
+    edit(qwen / "tokenizer_config.json", lambda found: found.update(add_bos_token=True))
+    change_json(qwen, lambda document: document.update(post_processor=None))
+
+    with pytest.raises(CheckpointError, match="to begin with a token .* that no file names"):
+        read("qwen2", qwen)
+
+
+def test_config_fills_in_ids(qwen):
+    """Of the model, or of its text model's part; those beyond the vocabulary are left out."""
+    ids = {"bos_token_id": 640, "unk_token_id": 5000, "text_config": {"sep_token_id": 641}}
+    edit(qwen / "config.json", lambda config: config.update(ids))
+    found = read("qwen2", qwen)
+
+    assert 640 == found["tokenizer.ggml.bos_token_id"].data
+    assert 641 == found["tokenizer.ggml.seperator_token_id"].data
+    assert "tokenizer.ggml.unknown_token_id" not in found
+
+
+def test_a_negative_id_in_the_config_is_refused(qwen):
+    edit(qwen / "config.json", lambda config: config.update(bos_token_id=-1))
+
+    with pytest.raises(CheckpointError, match="config.json: token 'bos' has the id -1"):
+        read("qwen2", qwen)
+
+
+def test_a_familys_roles_need_their_tokens(tmp_path):
+    folder = vocabularies.checkpoint("qwen2", tmp_path / "model")
+
+    with pytest.raises(
+        CheckpointError, match=r"no added token '\[gMASK\]', which is to be its bos"
+    ):
+        read("glm4", folder)
+
+
+ENDING_LISTS = [
+    ([640, 642, 645, 650, 655], {"eom": 645, "eot": 650}),  # the first two are known
+    (645, {"eom": 645}),
+    (642, {}),
+    (None, {}),
+    ("x", {}),
+    ([645.0, True, -1, 9999], {}),
+]
+
+
+@pytest.mark.parametrize(("listed", "expected"), ENDING_LISTS)
+def test_endings_beyond_what_llama_cpp_knows_get_a_role(listed, expected, qwen):
+    """As long as there is room: the file's format has two such roles."""
+    (qwen / "generation_config.json").write_text(json.dumps({"eos_token_id": listed}))
+    found = read("qwen2", qwen)
+
+    roles = {role: found.get(f"tokenizer.ggml.{role}_token_id") for role in ("eom", "eot")}
+    assert expected == {role: value.data for role, value in roles.items() if value}
+
+
+def template_values(folder: Path) -> dict[str, object]:
+    metadata = read("qwen2", folder)
+    return {key: value.data for key, value in metadata.items() if "chat_template" in key}
+
+
+def test_named_templates_are_all_kept(qwen):
+    named = [{"name": "default", "template": "one"}, {"name": "tool-use", "template": "two"}]
+    edit(qwen / "tokenizer_config.json", lambda found: found.update(chat_template=named))
+
+    assert template_values(qwen) == {
+        "tokenizer.chat_template": "one",
+        "tokenizer.chat_template.tool_use": "two",
+        "tokenizer.chat_templates": ["tool_use"],
+    }
+
+
+def test_templates_in_files_of_their_own(qwen):
+    edit(qwen / "tokenizer_config.json", lambda found: found.pop("chat_template"))
+    assert template_values(qwen) == {}
+    (qwen / "chat_template.json").write_text(json.dumps({"chat_template": "json"}))
+    assert template_values(qwen) == {"tokenizer.chat_template": "json"}
+    (qwen / "chat_template.jinja").write_text("jinja", encoding="utf-8")
+    assert template_values(qwen) == {"tokenizer.chat_template": "jinja"}
+    (qwen / "additional_chat_templates").mkdir()
+    (qwen / "additional_chat_templates" / "rag.jinja").write_text("rag", encoding="utf-8")
+    assert template_values(qwen) == {
+        "tokenizer.chat_template": "jinja",
+        "tokenizer.chat_template.rag": "rag",
+        "tokenizer.chat_templates": ["rag"],
+    }
+
+
+def test_a_template_that_is_no_text_is_refused(qwen):
+    edit(qwen / "tokenizer_config.json", lambda found: found.pop("chat_template"))
+    (qwen / "chat_template.jinja").write_bytes(b"\xff\xfe\xff")
+
+    with pytest.raises(CheckpointError, match="chat_template.jinja: cannot be read"):
+        read("qwen2", qwen)
+
+
+# --- anything else ---
+
+VALUES: st.SearchStrategy[Any] = (
+    st.none() | st.booleans() | st.integers(-2, 700) | st.text(max_size=3)
+)
+VALUES |= st.lists(VALUES, max_size=2) | st.dictionaries(st.text(max_size=3), VALUES, max_size=2)
+
+
+def places(value, depth: int = 0):
+    """Every container in a JSON value, but for the insides of long ones."""
+    if isinstance(value, dict | list) and depth < 7:
+        yield value
+        inner = list(value.values() if isinstance(value, dict) else value)
+        for child in inner[:8]:
+            yield from places(child, depth + 1)
+
+
+@pytest.fixture(scope="module", params=["llama4", "llama-spm", "deepseek-v3"])
+def mutable(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mutated") / "model"
+    return request.param, vocabularies.checkpoint(request.param, folder)
+
+
+@given(data=st.data())
+@settings(max_examples=150)
+def test_a_mutated_file_is_refused_or_read(mutable, data):
+    kind, folder = mutable
+    name = data.draw(st.sampled_from(["tokenizer.json", "tokenizer_config.json"]))
+    whole = (folder / name).read_text(encoding="utf-8")
+    content = json.loads(whole)
+    container = data.draw(st.sampled_from(list(places(content))))
+    keys = list(container)[:12] if isinstance(container, dict) else list(range(len(container)))[:12]
+    if keys:
+        container[data.draw(st.sampled_from(keys))] = data.draw(VALUES)
+    (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    try:
+        metadata = read(kind, folder)
+        size = len(metadata["tokenizer.ggml.tokens"].data)
+        assert size == len(metadata["tokenizer.ggml.token_type"].data)
+    except GemcutError as error:
+        assert isinstance(error, CheckpointError)
+    finally:
+        (folder / name).write_text(whole, encoding="utf-8")
+
+
+def test_no_tokenizer_at_all_is_refused(qwen):
+    shutil.move(qwen / "tokenizer.json", qwen / "elsewhere.json")
+
+    with pytest.raises(CheckpointError, match="tokenizer.json"):
+        read("qwen2", qwen)
