@@ -55,17 +55,22 @@ def write_reference(arguments: argparse.Namespace) -> None:
 
 
 def write_fixture(arguments: argparse.Namespace) -> None:
-    """The same without the text, in 16 bits per log-probability.
+    """The same without the text, in 16 bits per log-probability."""
+    _, _, windows, log_p = _transformers(arguments)
+    write_coded(arguments.out, windows, log_p)
+    print(f"{arguments.out}: {windows.size} positions, {arguments.out.stat().st_size} bytes")
+
+
+def write_coded(output: Path, windows: Any, log_p: Any) -> None:
+    """Write windows [n, n_ctx] and log-probabilities [n, n_ctx, V] in 16 bits each.
 
     Each row is stored as steps from its lowest log-probability to its highest: some 2e-4 nats per
     step, an error of 1e-9 nats in KL divergence, where float16 would bring 1e-6.
     """
-    _, _, windows, log_p = _transformers(arguments)
     low = log_p.min(axis=-1, keepdims=True).astype(np.float32)
     step = ((log_p.max(axis=-1, keepdims=True) - low) / 65535).astype(np.float32)
     codes = np.rint((log_p - low) / step).astype(np.uint16)
-    np.savez_compressed(arguments.out, windows=windows, low=low, step=step, codes=codes)
-    print(f"{arguments.out}: {windows.size} positions, {arguments.out.stat().st_size} bytes")
+    np.savez_compressed(output, windows=windows, low=low, step=step, codes=codes)
 
 
 def compare(arguments: argparse.Namespace) -> None:
