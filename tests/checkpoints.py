@@ -9,7 +9,7 @@ import os
 import shutil
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,11 @@ REAL = Recipe(
     expert=704,
     vocabulary=262144,
     multimodal=True,
+)
+
+# No such model was published: what one of 120B weights, 15B of them active, would look like.
+LARGE = replace(
+    REAL, layers=48, hidden=4096, heads=32, head=256, full_head=512, dense=8192, expert=1536
 )
 
 
