@@ -11,9 +11,15 @@ GemcutError
 └── EngineError        ggml or llama.cpp is missing, too old, or refused
 """
 
+_STRANGE = "\N{REPLACEMENT CHARACTER}"
+
 
 class GemcutError(Exception):
     """Something a user can act on; shown as one line, without a traceback."""
+
+    def __init__(self, message: str = "") -> None:
+        """Keep the message on one line, whatever names out of foreign files are in it."""
+        super().__init__("".join(c if c.isprintable() else _STRANGE for c in message))
 
 
 class UsageError(GemcutError):

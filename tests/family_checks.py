@@ -34,8 +34,12 @@ def check_converted(name: str, kind: str, folder: Path, known: tuple[str, ...] =
     return output
 
 
-def check_logits(name: str, model: Path, mean: float = 1e-5, same: float = 0.99) -> None:
-    """The file computes what transformers computes, in the most exact way llama.cpp has."""
+def check_logits(name: str, model: Path, mean: float = 1e-5, same: float = 1.0) -> None:
+    """The file computes what transformers computes, in the most exact way llama.cpp has.
+
+    Args:
+        same: the least share of positions with the same best token, where one is clearly best.
+    """
     window, log_p = families.expected(name)
     exact = ContextOptions(
         len(window), flash_attention=False, type_k="f32", type_v="f32", threads=1
@@ -44,7 +48,9 @@ def check_logits(name: str, model: Path, mean: float = 1e-5, same: float = 0.99)
         log_q = log_softmax(context.decode(window, outputs="all"))
     kld = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
     assert kld.mean() < mean
-    assert (log_p.argmax(axis=1) == log_q.argmax(axis=1)).mean() >= same
+    second, best = np.sort(log_p, axis=1)[:, -2:].T
+    agree = log_p.argmax(axis=1) == log_q.argmax(axis=1)
+    assert agree[best - second > 1e-3].mean() >= same
 
 
 def check_mixtures(model: Path) -> None:

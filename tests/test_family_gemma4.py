@@ -164,13 +164,14 @@ def test_suppressed_tokens_may_be_missing(tmp_path):
     assert "tokenizer.ggml.suppress_tokens" not in api.open_source(folder).metadata
 
 
+KIND_OF_LAYER = ([KINDS[0]] * 4 + [KINDS[1]]) * 7
 LARGE = {
     "global_head_dim": 512,
     "head_dim": 256,
     "hidden_size": 1536,
     "hidden_size_per_layer_input": 256,
     "intermediate_size": 6144,
-    "layer_types": ([KINDS[0]] * 4 + [KINDS[1]]) * 7,
+    "layer_types": KIND_OF_LAYER,
     "num_attention_heads": 8,
     "num_hidden_layers": 35,
     "num_kv_shared_layers": 20,
@@ -181,17 +182,20 @@ OWN, INPUTS = 15, 35 * 256
 
 def large_shapes():
     """The tensors of a model of E2B's shape, those that shared blocks have in vain left out."""
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "embed_tokens": (262144, 1536),
         "embed_tokens_per_layer": (262144, INPUTS),
         "norm": (1536,),
         "per_layer_model_projection": (INPUTS, 1536),
         "per_layer_projection_norm": (256,),
     }
-    for layer, kind in enumerate(LARGE["layer_types"]):
+    for layer, kind in enumerate(KIND_OF_LAYER):
         head = 256 if kind == KINDS[0] else 512
         wide = 6144 if layer < OWN else 12288
-        block = {"mlp.gate_proj": (wide, 1536), "mlp.up_proj": (wide, 1536)}
+        block: dict[str, tuple[int, ...]] = {
+            "mlp.gate_proj": (wide, 1536),
+            "mlp.up_proj": (wide, 1536),
+        }
         block |= {"mlp.down_proj": (1536, wide), "self_attn.q_norm": (head,)}
         block |= {"self_attn.q_proj": (8 * head, 1536), "self_attn.o_proj": (1536, 8 * head)}
         if layer < OWN:

@@ -169,9 +169,20 @@ def test_the_lowest_types_need_an_importance():
         ggml.quantize(ggml.type_named("iq2_xxs"), rows(11))
 
 
-@given(st.text() | st.sampled_from(["q8_k", "i32", "f64", "q4", "Q4_K_M", "", "q4_k "]))
+CARRIED = ["i8", "i16", "i32", "i64", "f64"]
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_what_a_file_may_hold_is_not_made_of_weights(name):
+    kind = ggml.type_named(name)
+    assert kind == ggml.type_with_id(kind.id) and name not in ggml.types()
+    with pytest.raises(PlanError, match=f"{name} is no type for weights"):
+        ggml.quantize(kind, np.zeros((1, 32), np.float32))
+
+
+@given(st.text() | st.sampled_from(["q8_k", "q8_1", "q4", "Q4_K_M", "", "q4_k "]))
 def test_an_unknown_type_is_a_plan_error(name):
-    if name.lower() not in ggml.types():
+    if name.lower() not in {*ggml.types(), *CARRIED}:
         with pytest.raises(PlanError, match="unknown type.*q4_k"):
             ggml.type_named(name)
 

@@ -44,7 +44,7 @@ UNWANTED = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, checkpoint):
     """A checkpoint in three shards of some 500 KB."""
-    recipe = Recipe(layers=1, full_every=1, shards=3)
+    recipe = Recipe(shards=3)
     folder = build(tmp_path_factory.mktemp("hub") / "checkpoint", checkpoint, recipe)
     (folder / "README.md").write_text("A model.\n")
     return folder

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -266,7 +267,7 @@ def test_unfinished_work_of_something_else_is_refused(what, model, tmp_path):
     before = partial(path).read_bytes(), journal(path).read_bytes()
     others = {name: rest for name, *rest in other_models(model)} | {"split": [model, TARGET, None]}
     other, target, importance = others[what]
-    options = {"split_size": 2_000_000} if what == "split" else {}
+    options: Any = {"split_size": 2_000_000} if what == "split" else {}
 
     with pytest.raises(OutputError, match=r"a.gguf: unfinished work lies there.*--restart begins"):
         api.quantize_model(other, path, target, importance, **options)
@@ -466,5 +467,5 @@ def test_tensors_are_written_as_their_data_lies_in_the_source(model, whole, tmp_
 
 
 def writer_tiles(model):
-    types = dict.fromkeys((t.name for t in model.tensors), None)
+    types: Any = dict.fromkeys(t.name for t in model.tensors)
     return list(writer._tiles(model, types, {}))

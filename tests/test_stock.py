@@ -15,6 +15,7 @@ import pytest
 
 from gemcut.convert.checkpoint import Checkpoint
 from gemcut.convert.engine import open_model
+from gemcut.convert.lazy import stored
 from gemcut.convert.model import Model, Tensor
 from gemcut.errors import PlanError
 from gemcut.gguf_file import Value
@@ -60,14 +61,18 @@ def few_key_heads(model: Model) -> Model:
 def untied(model: Model) -> Model:
     """An output tensor beside the embedding."""
     shape = checkpoints.REAL.vocabulary, checkpoints.REAL.hidden
+    return replace(model, tensors=(*model.tensors, zeros("output.weight", shape)))
+
+
+def zeros(name: str, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of BF16 zeros."""
     view = np.broadcast_to(np.zeros((), np.uint16), shape)
-    return replace(model, tensors=(*model.tensors, Tensor("output.weight", shape, (view,), False)))
+    return Tensor(name, shape, "bf16", lambda: stored(view))
 
 
 def odd_width(model: Model) -> Model:
     """An embedding whose rows fit no 256-block type."""
-    view = np.broadcast_to(np.zeros((), np.uint16), (1000, 2112))
-    odd = Tensor("token_embd.weight", view.shape, (view,), False)
+    odd = zeros("token_embd.weight", (1000, 2112))
     return replace(model, tensors=(odd, *(t for t in model.tensors if t.name != odd.name)))
 
 
