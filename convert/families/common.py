@@ -31,6 +31,31 @@ def head_size(config: Config) -> int:
     return config.positive("hidden_size") // config.positive("num_attention_heads")
 
 
+def attention_sizes(config: Config) -> dict[str, int]:
+    """Sizes that the rules for plain attention and for what is outside the blocks are made of."""
+    heads, head = config.positive("num_attention_heads"), head_size(config)
+    kv_heads = config.positive("num_key_value_heads", default=heads)
+    return {
+        "vocabulary": config.positive("vocab_size"),
+        "hidden": config.positive("hidden_size"),
+        "untied": untied(config),
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head": head,
+        "queries": heads * head,
+        "keys": kv_heads * head,
+    }
+
+
+def expert_sizes(config: Config, width: str = "moe_intermediate_size") -> dict[str, int]:
+    """Sizes that the rules for routed experts are made of; `width` is the field of an expert's."""
+    return {
+        "experts": config.positive("num_local_experts", "num_experts", "n_routed_experts"),
+        "expert": config.positive(width),
+        "gate_and_up": 2 * config.positive(width),
+    }
+
+
 def untied(config: Config) -> int:
     """1 if the output has weights of its own, 0 if it is the embedding."""
     return int(not config.get("tie_word_embeddings", False))

@@ -7,7 +7,15 @@ ones see every token. Behind the last block may be some that predict tokens furt
 
 from collections.abc import Mapping
 
-from gemcut.convert.families.common import BLOCK, OUT, dense_rules, expert_rules, norm, optional
+from gemcut.convert.families.common import (
+    BLOCK,
+    OUT,
+    dense_rules,
+    expert_rules,
+    expert_sizes,
+    norm,
+    optional,
+)
 from gemcut.convert.family import Config, Field, Rule
 from gemcut.convert.source import Source
 from gemcut.errors import CheckpointError
@@ -43,9 +51,7 @@ def sizes(config: Config, layer: int) -> Mapping[str, int]:
         "dense": config.positive("intermediate_size"),
         "is_dense": 1 - routed,
         "is_routed": routed,
-        "experts": config.positive("n_routed_experts"),
-        "expert": width,
-        "gate_and_up": 2 * width,
+        **expert_sizes(config),
         "shared": routed * width * (config.get("n_shared_experts") or 0),
     }
 

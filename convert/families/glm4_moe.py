@@ -16,11 +16,11 @@ from gemcut.convert.families.common import (
     SIGMOID,
     TEXT_FIELDS,
     attention_rules,
+    attention_sizes,
     head_size,
     norm,
     optional,
     outer_rules,
-    untied,
 )
 from gemcut.convert.family import Config, Family, Field, Rule
 from gemcut.convert.vocabulary import reader
@@ -34,16 +34,10 @@ _ROTATED = 0.5  # share of a head, where the config does not say
 
 def sizes(config: Config, layer: int) -> Mapping[str, int]:
     """Named sizes of one block, as the rules' shapes use them."""
-    heads, head = config.positive("num_attention_heads"), head_size(config)
     return {
+        **attention_sizes(config),
         **moe.sizes(config, layer),
         **moe.predicting_sizes(config, layer),
-        "vocabulary": config.positive("vocab_size"),
-        "hidden": config.positive("hidden_size"),
-        "untied": untied(config),
-        "head": head,
-        "queries": heads * head,
-        "keys": config.positive("num_key_value_heads", default=heads) * head,
         "has_biases": int(bool(config.get("attention_bias"))),
         "has_head_norms": int(bool(config.get("use_qk_norm"))),
     }

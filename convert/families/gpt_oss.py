@@ -20,10 +20,10 @@ from gemcut.convert.families.common import (
     ROPE_FIELDS,
     TEXT_FIELDS,
     attention_rules,
-    head_size,
+    attention_sizes,
+    expert_sizes,
     norm,
     outer_rules,
-    untied,
 )
 from gemcut.convert.family import Config, Family, Field, Rule
 from gemcut.convert.source import Source
@@ -45,17 +45,9 @@ _BUILT_IN = {"swiglu_limit": 7.0, "swiglu_alpha": 1.702}
 
 def sizes(config: Config, layer: int) -> Mapping[str, int]:
     """Named sizes of one block, as the rules' shapes use them."""
-    heads, width = config.positive("num_attention_heads"), config.positive("intermediate_size")
     return {
-        "vocabulary": config.positive("vocab_size"),
-        "hidden": config.positive("hidden_size"),
-        "untied": untied(config),
-        "heads": heads,
-        "queries": heads * head_size(config),
-        "keys": config.positive("num_key_value_heads") * head_size(config),
-        "experts": config.positive("num_local_experts", "num_experts"),
-        "expert": width,
-        "gate_and_up": 2 * width,
+        **attention_sizes(config),
+        **expert_sizes(config, "intermediate_size"),
         "packed": int(config[_PACKED]),
         "loose": int(not config[_PACKED]),
     }

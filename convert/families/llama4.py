@@ -19,12 +19,13 @@ from gemcut.convert.families.common import (
     ROPE_FIELDS,
     TEXT_FIELDS,
     attention_rules,
+    attention_sizes,
     dense_rules,
     expert_rules,
+    expert_sizes,
     head_size,
     norm,
     outer_rules,
-    untied,
 )
 from gemcut.convert.family import Config, Family, Field, Rule
 from gemcut.convert.transforms import first_half, second_half, then, transposed
@@ -38,21 +39,13 @@ _FIXED = {"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1}
 
 def sizes(config: Config, layer: int) -> Mapping[str, int]:
     """Named sizes of one block, as the rules' shapes use them."""
-    heads, head = config.positive("num_attention_heads"), head_size(config)
     routed = int((layer + 1) % config.positive("interleave_moe_layer_step", default=1) == 0)
-    width = config.positive("intermediate_size")
     return {
-        "vocabulary": config.positive("vocab_size"),
-        "hidden": config.positive("hidden_size"),
-        "untied": untied(config),
-        "queries": heads * head,
-        "keys": config.positive("num_key_value_heads", default=heads) * head,
+        **attention_sizes(config),
+        **expert_sizes(config, "intermediate_size"),
         "dense": config.positive("intermediate_size_mlp"),
         "is_dense": 1 - routed,
         "is_routed": routed,
-        "experts": config.positive("num_local_experts"),
-        "expert": width,
-        "gate_and_up": 2 * width,
     }
 
 

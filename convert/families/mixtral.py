@@ -15,11 +15,12 @@ from gemcut.convert.families.common import (
     ROPE_FIELDS,
     TEXT_FIELDS,
     attention_rules,
+    attention_sizes,
     expert_rules,
+    expert_sizes,
     head_size,
     norm,
     outer_rules,
-    untied,
 )
 from gemcut.convert.family import Config, Family, Field, Rule
 from gemcut.convert.transforms import interleaved_rope
@@ -28,21 +29,7 @@ from gemcut.convert.vocabulary import reader
 
 def sizes(config: Config, layer: int) -> Mapping[str, int]:
     """Named sizes of one block, as the rules' shapes use them."""
-    heads, head = config.positive("num_attention_heads"), head_size(config)
-    kv_heads = config.positive("num_key_value_heads", default=heads)
-    width = config.positive("intermediate_size")
-    return {
-        "vocabulary": config.positive("vocab_size"),
-        "hidden": config.positive("hidden_size"),
-        "untied": untied(config),
-        "heads": heads,
-        "kv_heads": kv_heads,
-        "queries": heads * head,
-        "keys": kv_heads * head,
-        "experts": config.positive("num_local_experts"),
-        "expert": width,
-        "gate_and_up": 2 * width,
-    }
+    return {**attention_sizes(config), **expert_sizes(config, "intermediate_size")}
 
 
 _MOE = "block_sparse_moe."

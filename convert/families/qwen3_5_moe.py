@@ -17,12 +17,13 @@ from gemcut.convert.families.common import (
     OUT,
     ROPE_FIELDS,
     TEXT_FIELDS,
+    attention_sizes,
     dense_rules,
     expert_rules,
+    expert_sizes,
     head_size,
     norm,
     outer_rules,
-    untied,
 )
 from gemcut.convert.family import Config, Family, Field, Rule
 from gemcut.convert.source import Source
@@ -37,26 +38,18 @@ _INTERVAL = 4  # every how many blocks there is full attention, likewise
 
 def sizes(config: Config, layer: int) -> Mapping[str, int]:
     """Named sizes of one block, as the rules' shapes use them."""
-    queries = config.positive("num_attention_heads") * head_size(config)
-    width = config.positive("moe_intermediate_size")
+    attention = attention_sizes(config)
     linear = _is_linear(config)[layer]
     return {
-        "vocabulary": config.positive("vocab_size"),
-        "hidden": config.positive("hidden_size"),
-        "twice_hidden": 2 * config.positive("hidden_size"),
-        "untied": untied(config),
+        **attention,
+        **expert_sizes(config),
+        "twice_hidden": 2 * attention["hidden"],
         "one": 1,
         "attention": int(not linear),
         "linear": int(linear),
         "nextn": _nextn(config),
         "nextn_block": config.positive("num_hidden_layers"),
-        "head": head_size(config),
-        "queries": queries,
-        "queries_and_gates": 2 * queries,
-        "keys": config.positive("num_key_value_heads") * head_size(config),
-        "experts": config.positive("num_experts"),
-        "expert": width,
-        "gate_and_up": 2 * width,
+        "queries_and_gates": 2 * attention["queries"],
         "shared": config.positive("shared_expert_intermediate_size"),
         **_delta_net_sizes(config),
     }

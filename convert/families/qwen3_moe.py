@@ -10,11 +10,11 @@ from gemcut.convert.families.common import (
     ROPE_FIELDS,
     TEXT_FIELDS,
     attention_rules,
+    attention_sizes,
     expert_rules,
-    head_size,
+    expert_sizes,
     norm,
     outer_rules,
-    untied,
 )
 from gemcut.convert.family import Config, Family, Field, Rule
 from gemcut.convert.vocabulary import reader
@@ -23,19 +23,7 @@ from gemcut.errors import CheckpointError
 
 def sizes(config: Config, layer: int) -> Mapping[str, int]:
     """Named sizes of one block, as the rules' shapes use them."""
-    heads, head = config.positive("num_attention_heads"), head_size(config)
-    width = config.positive("moe_intermediate_size")
-    return {
-        "vocabulary": config.positive("vocab_size"),
-        "hidden": config.positive("hidden_size"),
-        "untied": untied(config),
-        "head": head,
-        "queries": heads * head,
-        "keys": config.positive("num_key_value_heads", default=heads) * head,
-        "experts": config.positive("num_experts", "num_local_experts"),
-        "expert": width,
-        "gate_and_up": 2 * width,
-    }
+    return {**attention_sizes(config), **expert_sizes(config)}
 
 
 def _block_count(config: Config) -> int:

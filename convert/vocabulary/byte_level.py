@@ -30,4 +30,7 @@ def byte_level(document: Document, size: int, name: str) -> dict[str, Value]:
 
 def merges(document: Document) -> list[str]:
     """Merges as llama.cpp reads them: two tokens and a space, so that they must not hold one."""
-    return [" ".join(part.replace(" ", "Ġ") for part in pair) for pair in document.merges]
+    pairs = document.merges
+    if any(" " in token for token in document.ids):
+        pairs = [(left.replace(" ", "Ġ"), right.replace(" ", "Ġ")) for left, right in pairs]
+    return [f"{left} {right}" for left, right in pairs]

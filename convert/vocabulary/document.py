@@ -5,10 +5,11 @@ checked here: an id has one token, a token has one id, and merges join tokens to
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from operator import add
 from typing import Any
 
 from gemcut.convert.checkpoint import Checkpoint
@@ -63,9 +64,9 @@ class Document:
     @cached_property
     def by_id(self) -> dict[int, str]:
         """All tokens, as they are spelled in the files. Raises CheckpointError: ids used twice."""
-        model = ((number, token) for token, number in self.ids.items())
+        model = zip(self.ids.values(), self.ids, strict=True)
         added = ((token.id, token.content) for token in self.added.values())
-        return unique(self.where, chain(model, added))
+        return unique(self.where, [*model, *added])
 
     @cached_property
     def special_names(self) -> set[str]:
@@ -82,7 +83,19 @@ class Document:
         listed = self.model.get("merges")
         if not isinstance(listed, list) or not listed:
             raise CheckpointError(f"{self.where}: no merges")
-        return [self._pair(entry) for entry in listed]
+        pairs = [entry.split(" ") if type(entry) is str else entry for entry in listed]
+        if not self._are_pairs(pairs):
+            return [self._pair(entry) for entry in listed]  # which finds the one that is none
+        return list(map(tuple, pairs))
+
+    def _are_pairs(self, pairs: list[Any]) -> bool:
+        """Whether all are pairs that join two tokens to a token; half a million in a blink."""
+        if set(map(type, pairs)) != {list} or set(map(len, pairs)) != {2}:
+            return False
+        parts = list(chain.from_iterable(pairs))
+        if set(map(type, parts)) != {str}:
+            return False
+        return self.ids.keys() >= {*parts, *map(add, parts[::2], parts[1::2])}
 
     def _pair(self, entry: Any) -> tuple[str, str]:
         parts = entry.split(" ") if isinstance(entry, str) else entry
@@ -126,7 +139,9 @@ def read(checkpoint: Checkpoint) -> Document:
     for field in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(field):
             raise CheckpointError(f"{where}: {field} {model[field]!r}, which llama.cpp cannot do")
-    ids = {token: number_of(where, token, number) for token, number in model["vocab"].items()}
+    ids = model["vocab"]
+    if set(map(type, ids.values())) != {int} or min(ids.values()) < 0:
+        ids = {token: number_of(where, token, number) for token, number in ids.items()}
     added = _added(where, content.get("added_tokens") or [], settings)
     return Document(where, content, settings, ids, added)
 
@@ -185,9 +200,12 @@ def number_of(where: str, token: str, number: Any) -> int:
     return number
 
 
-def unique(where: str, tokens: Iterable[tuple[int, str]]) -> dict[int, str]:
+def unique(where: str, tokens: Collection[tuple[int, str]]) -> dict[int, str]:
     """Ids -> tokens. Raises CheckpointError: an id has two tokens."""
-    found: dict[int, str] = {}
+    found = dict(tokens)
+    if len(found) == len(tokens):
+        return found
+    found = {}
     for number, token in tokens:
         if found.setdefault(number, token) != token:
             raise CheckpointError(
@@ -202,6 +220,8 @@ def distinct(where: str, tokens: Sequence[str]) -> list[str]:
     Raises:
         CheckpointError: two are the same.
     """
+    if len(set(tokens)) == len(tokens):
+        return list(tokens)
     first: dict[str, int] = {}
     for number, token in enumerate(tokens):
         if first.setdefault(token, number) != number:

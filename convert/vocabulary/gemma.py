@@ -65,7 +65,7 @@ def _kind(document: Document, visible: frozenset[str], token: str | None) -> int
         return UNUSED
     if token in visible:
         return USER_DEFINED
-    if BYTE_TOKEN.fullmatch(token):
+    if token[:3] == "<0x" and BYTE_TOKEN.fullmatch(token):
         return BYTE
     if token in document.special_names:
         return CONTROL

@@ -58,7 +58,7 @@ def _values(
     document: Document, pieces: Sequence[Piece | None], prefix: bool, size: int
 ) -> dict[str, Value]:
     table = [*pieces, *[None] * (size - len(pieces))]
-    unique(document.where, ((token.id, token.content) for token in document.added.values()))
+    unique(document.where, [(token.id, token.content) for token in document.added.values()])
     for token in document.added.values():
         if token.id >= size:
             raise CheckpointError(
