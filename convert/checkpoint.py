@@ -15,7 +15,7 @@ from gemcut.convert.shards import Raw, Shards
 from gemcut.convert.source import RawTensor, Source
 from gemcut.errors import CheckpointError
 
-_MAX_JSON = 1 << 30  # bytes of one JSON file: these come off a disk or the Hub
+_MAX_JSON = 1 << 28  # bytes of one JSON file: read, they take some twenty times as much
 
 
 class Checkpoint:

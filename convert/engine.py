@@ -4,10 +4,13 @@ The whole layout comes from headers. What a tensor holds is described lazily (`c
 stacking, splitting and transposing cost nothing until somebody asks for rows.
 """
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import takewhile
+from os.path import abspath
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,13 +41,26 @@ def open_model(checkpoint: Checkpoint, reading: Reading = STRICT) -> Model:
             config or tokenizer that lacks what is needed.
     """
     try:
-        return _open_model(checkpoint, reading)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        with _no_collecting():
+            return _open_model(checkpoint, reading)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         # A field of another kind than it should be; what is merely missing is said more exactly.
         what = f"{type(error).__name__}: {error}"
         raise CheckpointError(
             f"{checkpoint.where}: config.json or a tokenizer file is damaged: {what}"
         ) from error
+
+
+@contextmanager
+def _no_collecting() -> Iterator[None]:
+    """Stop looking for garbage among millions of tokens and merges that are all in use."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _open_model(checkpoint: Checkpoint, reading: Reading) -> Model:
@@ -53,6 +69,7 @@ def _open_model(checkpoint: Checkpoint, reading: Reading) -> Model:
     names, notes = _strip_prefixes(family, config, checkpoint, reading.ignore)
     sources = {short: checkpoint.tensors[name] for short, name in names.items()}
     config.update(family.inferred(config, sources))
+    _check_layers(family.layers(config), len(names))
     metadata = {
         f"{family.name}.{field.key}": Value(field.kind, data)
         for field in family.fields
@@ -69,11 +86,25 @@ def _open_model(checkpoint: Checkpoint, reading: Reading) -> Model:
         tensors,
         family.title,
         notes,
-        files=frozenset(path.resolve() for path in checkpoint.folder.iterdir()),
+        files=_own_files(checkpoint.folder),
         identity=checkpoint.files.identity,
         fetch=checkpoint.files.fetch,
         release=partial(_release, checkpoint, tensors),
     )
+
+
+def _check_layers(layers: int, tensors: int) -> None:
+    """Before anybody makes a list of so many."""
+    if layers > tensors:
+        raise CheckpointError(
+            f"config.json: {layers} blocks (num_hidden_layers), in a checkpoint of {tensors} "
+            "tensors: is a file missing?"
+        )
+
+
+def _own_files(folder: Path) -> frozenset[Path]:
+    """Never written to. A GGUF that lies there is a result, which may be written again."""
+    return frozenset(path.resolve() for path in folder.iterdir() if path.suffix != ".gguf")
 
 
 def _strip_prefixes(
@@ -145,7 +176,7 @@ class _Layout:
     def _block(self, rules: Sequence[Rule], layer: int) -> Iterator[Tensor]:
         sizes = self.family.sizes(self.config, layer)
         missing: dict[str, str] = {}
-        made: set[str] = set()
+        made: dict[str, Sequence[str]] = {}
         for rule in rules:
             if rule.when is not None and not sizes[rule.when]:
                 continue
@@ -155,8 +186,10 @@ class _Layout:
                 continue
             target = rule.target.format(layer=layer, **sizes)
             if found and target not in made:
-                made.add(target)
+                made[target] = found
                 yield self._made(target, rule, found, sizes)
+            elif found and made[target] != found:
+                self._refuse_both(made[target][0], found[0])
             elif not found and not rule.optional:
                 missing.setdefault(target, rule.source.format(layer=layer, expert=0))
         if lost := [source for target, source in missing.items() if target not in made]:
@@ -169,12 +202,18 @@ class _Layout:
         if "{expert}" not in rule.source:
             name = rule.source.format(layer=layer)
             return [name] if name in self.names else []
-        wanted = [rule.source.format(layer=layer, expert=e) for e in range(sizes["experts"])]
-        found = [name for name in wanted if name in self.names]
-        if found and len(found) < len(wanted):
-            lost = next(name for name in wanted if name not in self.names)
+        wanted = (rule.source.format(layer=layer, expert=e) for e in range(sizes["experts"]))
+        found = list(takewhile(self.names.__contains__, wanted))
+        if found and len(found) < sizes["experts"]:
+            lost = rule.source.format(layer=layer, expert=len(found))
             raise CheckpointError(f"{self.checkpoint.where}: no tensor {lost}")
         return found
+
+    def _refuse_both(self, one: str, other: str) -> None:
+        raise CheckpointError(
+            f"{self.checkpoint.where}: {self.names[one]} and {self.names[other]} are the same "
+            "weights in two layouts; --ignore PATTERN leaves out one of them"
+        )
 
     def _made(self, target: str, rule: Rule, found: Sequence[str], sizes: Sizes) -> Tensor:
         sources = [self.checkpoint.tensors[self.names[name]] for name in found]
@@ -218,7 +257,7 @@ def _release(checkpoint: Checkpoint, tensors: Sequence[Tensor], rank: int) -> No
 @contextmanager
 def _named_folder(checkpoint: Checkpoint) -> Iterator[Path]:
     """The folder under the model's name, which gguf-py takes apart; the cache's are hashes."""
-    name = Path(checkpoint.where).name
+    name = _name(checkpoint)
     if name == checkpoint.folder.name:
         yield checkpoint.folder
         return
@@ -226,6 +265,11 @@ def _named_folder(checkpoint: Checkpoint) -> Iterator[Path]:
         named = Path(place) / name
         named.symlink_to(checkpoint.folder.resolve())
         yield named
+
+
+def _name(checkpoint: Checkpoint) -> str:
+    """The last part of the folder's or the repository's name, also where that is given as "."."""
+    return Path(abspath(checkpoint.where)).name
 
 
 def _general(
@@ -240,7 +284,7 @@ def _general(
         total, shared, expert, experts = writer.get_total_parameter_count()
         with _named_folder(checkpoint) as folder:
             described = gguf.Metadata.load(None, folder, None, total)
-        described.name = described.name or Path(checkpoint.where).name
+        described.name = described.name or _name(checkpoint)
         if described.size_label is None:
             described.size_label = gguf.size_label(total, shared, expert, experts)
         writer.add_type(gguf.GGUFType.MODEL)

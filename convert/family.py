@@ -63,8 +63,8 @@ class Rule:
     In the names, `{layer}` stands for the block's number and `{expert}` for every routed expert's:
     those are stacked. In a target any size may stand, as in `blk.{nextn_block}.`. `shape` names
     sizes of the family's `sizes`, so that a tensor that disagrees with the config is found before
-    any work is done. Rules with one target are alternatives: the first whose source is there makes
-    it. Rules with one source each take their part of it.
+    any work is done. Rules with one target are alternatives: a checkpoint has the source of one of
+    them. Rules with one source each take their part of it.
     """
 
     source: str

@@ -30,14 +30,16 @@ _FLOATS: dict[str, np.dtype[Any]] = {
 }
 # Models are published in these: their weights were trained or chosen in them.
 _NATIVE = frozenset({"mxfp4", "nvfp4", "tq1_0", "tq2_0", "q1_0"})
+# Of the file, not of the model: what it was cut to, and how.
 _OF_THE_FILE = frozenset({"general.file_type", "general.quantization_version", METADATA_KEY})
+_FOLDERS_OF_THE_FILE = ("split.", "quantize.imatrix.")
 
 
 def open_gguf(path: Path, reading: Reading = STRICT) -> Model:
     """A GGUF's tensors and metadata, unread; of a split one all parts, given any of them.
 
     Raises:
-        GGUFError: not a GGUF, damaged, a part is missing, or it is cut already.
+        GGUFError: not a GGUF, damaged, without tensors, a part is missing, or it is cut already.
     """
     files = _whole(path)
     architecture = files[0].get("general.architecture")
@@ -48,10 +50,12 @@ def open_gguf(path: Path, reading: Reading = STRICT) -> Model:
         for rank, file in enumerate(files)
         for info in file.tensors.values()
     )
+    if not tensors:
+        raise GGUFError(f"{path}: holds no tensors: a vocabulary alone is no model")
     metadata = {
         key: value
         for key, value in files[0].metadata.items()
-        if key not in _OF_THE_FILE and not key.startswith("split.")
+        if key not in _OF_THE_FILE and not key.startswith(_FOLDERS_OF_THE_FILE)
     }
     return Model(
         architecture,
@@ -67,7 +71,9 @@ def open_gguf(path: Path, reading: Reading = STRICT) -> Model:
 def _whole(path: Path) -> list[GGUFFile]:
     """The files of a model, in order, checked to be all of it."""
     files = GGUFParts(path).files
-    count = files[0].get("split.count", 1)
+    count = files[0].get("split.count", 1) or 1  # 0: parts that were merged
+    if not isinstance(count, int):
+        raise GGUFError(f"{path}: damaged: split.count is {count!r:.60}, wanted a number")
     if len(files) != count:
         raise GGUFError(
             f"{path}: {count} parts belong together, and {len(files)} are here; parts are named "
@@ -85,7 +91,7 @@ def _whole(path: Path) -> list[GGUFFile]:
 
 
 def _tensor(file: GGUFFile, info: TensorInfo, rank: int, reading: Reading) -> Tensor:
-    quantizable = is_quantizable(info.name, info.shape)
+    quantizable = is_quantizable(info.name, info.shape) and info.type in ggml.types().values()
     cut = info.type.quantized and info.type.bpw < EXACT_BPW
     kept = None if quantizable else info.type.name
     if cut and quantizable and not reading.requantize:

@@ -112,7 +112,7 @@ class Columns(Matrix):
     def __init__(self, base: Matrix, chosen: Index) -> None:
         self.base = base
         self.numbers = np.arange(base.columns)[chosen]
-        self.rows, self.columns, self.type = base.rows, len(self.numbers), base.type
+        self.rows, self.columns, self.type = base.rows, len(self.numbers), _float_type(base)
 
     def read(self, index: Index) -> ggml.Floats:
         return self.base.read(index)[:, self.numbers]
@@ -123,13 +123,18 @@ class Turned(Matrix):
 
     def __init__(self, base: Matrix) -> None:
         self.base = base
-        self.rows, self.columns, self.type = base.columns, base.rows, base.type
+        self.rows, self.columns, self.type = base.columns, base.rows, _float_type(base)
 
     def read(self, index: Index) -> ggml.Floats:
         return np.ascontiguousarray(self.base.read(slice(None)).T[index])
 
     def turned(self) -> Matrix:
         return self.base
+
+
+def _float_type(base: Matrix) -> str:
+    """The type of what is no longer in the base's rows, and so not in blocks of them either."""
+    return base.type if base.type in _FLOATS.values() else "bf16"
 
 
 class Mapped(Matrix):
@@ -184,15 +189,14 @@ class Array:
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def each(self, function: Callable[[Matrix], Matrix]) -> "Array":
-        """The function applied to every matrix; all results have one shape."""
-        matrices = tuple(map(function, self.matrices))
-        return Array((*self.shape[:-2], matrices[0].rows, matrices[0].columns), matrices)
+        """The function applied to every matrix; all results have one shape.
 
-    def reshaped(self, *shape: int) -> "Array":
-        """The same rows, grouped otherwise."""
-        if prod(shape) != prod(self.shape) or shape[-1] != self.columns:
-            raise ValueError(f"{self.shape} cannot be grouped as {shape}")
-        return Array(shape, self.matrices)
+        Where it leaves their rows, vectors and stacks of vectors stay what they are.
+        """
+        matrices = tuple(map(function, self.matrices))
+        (old, *_), (new, *_) = self.matrices, matrices
+        height = self.shape[:-1] if new.rows == old.rows else (*self.shape[:-2], new.rows)
+        return Array((*height, new.columns), matrices)
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -230,15 +234,6 @@ def stack(arrays: Sequence[Array]) -> Array:
     return Array((len(arrays), *arrays[0].shape), matrices)
 
 
-def join(arrays: Sequence[Array]) -> Array:
-    """Arrays [rows, columns] or [n] one after the other along their first dimension."""
-    matrices = tuple(matrix for array in arrays for matrix in array.matrices)
-    first = sum(array.shape[0] for array in arrays)
-    if len(arrays[0].shape) > 1:
-        return Array((first, *arrays[0].shape[1:]), matrices)
-    return stored(np.concatenate([array.read(0, 1)[0] for array in arrays]))
-
-
 def turned(array: Array) -> Array:
     """Every matrix transposed."""
     return array.each(lambda matrix: matrix.turned())
@@ -252,8 +247,7 @@ def mapped(array: Array, function: Callable[[ggml.Floats], ggml.Floats]) -> Arra
 def picked(array: Array, rows: Index) -> Array:
     """Rows of every matrix, in any order; of a vector, its elements."""
     if len(array.shape) == 1:
-        vector = Columns(array.matrices[0], rows)
-        return Array((vector.columns,), (vector,))
+        return array.each(lambda vector: Columns(vector, rows))
 
     def pick(matrix: Matrix) -> Matrix:
         if isinstance(matrix, Stored) and isinstance(rows, slice):

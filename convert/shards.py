@@ -129,10 +129,12 @@ class Shards:
                 try:
                     with open(path, "rb") as file:
                         found = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                except (OSError, ValueError) as error:
-                    raise CheckpointError(f"{path}: cannot be read: {error}") from error
+                except (OSError, ValueError) as error:  # ValueError: the file is empty
+                    reason = getattr(error, "strerror", None) or error
+                    raise CheckpointError(f"{path}: cannot be read: {reason}") from error
                 self._maps[entry.file] = found
+                self._dropped.discard(entry.file)
             mapped = self._maps[entry.file]
-        if entry.offset + entry.nbytes > len(mapped):
+        if entry.offset + entry.nbytes > mapped.size():  # of the file as it is now
             raise CheckpointError(f"{entry.file}: changed while it was converted: it is shorter")
         return mapped

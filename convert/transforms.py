@@ -121,11 +121,6 @@ def _columns(array: Array, numbers: Index) -> Array:
     return array.each(lambda matrix: Columns(matrix, numbers))
 
 
-def flat(array: Array, _: Sizes) -> Array:
-    """A matrix of one row as a vector."""
-    return Array((array.columns,), array.matrices)
-
-
 def interleaved_rope(heads: str) -> Transform:
     """Rows of a query or key projection, from halves to pairs within each head.
 

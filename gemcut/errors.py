@@ -4,6 +4,7 @@ GemcutError
 ├── UsageError         a word or number given to gemcut cannot be understood
 ├── CheckpointError    a source cannot be read or is not what its config says
 ├── GGUFError          a file is not a (whole, sane) GGUF
+├── SensitivityError   a sensitivity is none, or was measured on something else
 ├── PlanError          a plan or a choice of types does not fit the tensors
 ├── BudgetError        no choice fits the budget
 ├── OutputError        a result cannot be written
@@ -14,12 +15,17 @@ GemcutError
 _STRANGE = "\N{REPLACEMENT CHARACTER}"
 
 
+def printable(text: str) -> str:
+    """The text on one line, whatever names out of foreign files are in it: terminals obey some."""
+    return "".join(c if c.isprintable() else _STRANGE for c in text)
+
+
 class GemcutError(Exception):
     """Something a user can act on; shown as one line, without a traceback."""
 
     def __init__(self, message: str = "") -> None:
-        """Keep the message on one line, whatever names out of foreign files are in it."""
-        super().__init__("".join(c if c.isprintable() else _STRANGE for c in message))
+        """Keep the message on one line."""
+        super().__init__(printable(message))
 
 
 class UsageError(GemcutError):
@@ -32,6 +38,10 @@ class CheckpointError(GemcutError):
 
 class GGUFError(GemcutError):
     """A file is not a GGUF, or is truncated or inconsistent."""
+
+
+class SensitivityError(GemcutError):
+    """A sensitivity is damaged, or was measured on another model or importance."""
 
 
 class PlanError(GemcutError):

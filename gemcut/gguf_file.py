@@ -7,7 +7,7 @@ before anything is allocated. Nothing here writes (`gguf_writer`) or knows what 
 
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -49,6 +49,26 @@ class Value:
 
     kind: str
     data: Any
+
+
+class Deferred(Value):
+    """A value that is worked out when somebody looks at it: merges take longer than all headers."""
+
+    _make: Callable[[], Any]
+
+    def __init__(self, kind: str, make: Callable[[], Any]) -> None:
+        self.__dict__.update(kind=kind, _make=make)  # frozen to others
+
+    @cached_property
+    def data(self) -> Any:
+        """What was worked out. Raises what working it out raises."""
+        return self._make()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Value) and (self.kind, self.data) == (other.kind, other.data)
+
+    def __hash__(self) -> int:
+        return hash(self.kind)
 
 
 @dataclass(frozen=True)
@@ -112,6 +132,8 @@ class GGUFFile(Closing):
             raise GGUFError(f"{self.path}: GGUF version {self.version}, wanted 2 or 3")
         n_tensors, n_values = cursor.count(24), cursor.count(13)
         self.metadata: Mapping[str, Value] = dict(cursor.pair() for _ in range(n_values))
+        if len(self.metadata) != n_values:
+            raise GGUFError(f"{self.path}: two metadata values of one key")
         alignment = self.metadata.get("general.alignment", Value("u32", ALIGNMENT)).data
         if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
             raise GGUFError(f"{self.path}: alignment {alignment!r} is not a power of two")

@@ -198,6 +198,7 @@ def reserve(files: Sequence[PartialFile]) -> None:
         OutputError: the disk is too small.
     """
     path = files[0].path
+    free = wanted = 0
     try:
         free = shutil.disk_usage(path.parent).free
         wanted = sum(max(0, file.layout.size - _allocated(file.fd)) for file in files)

@@ -91,7 +91,7 @@ def plan_bpw(model: Model, bpw: float, importance: bool) -> Plan:
     Raises:
         BudgetError: not even the smallest choice fits.
     """
-    if not math.isfinite(bpw):
+    if not math.isfinite(bpw * model.weights):
         raise UsageError(f"{bpw} bits per weight: wanted a number, as 4.5")
     return plan_weights(model, int(bpw * model.weights / 8), {"bpw": bpw}, importance)
 
@@ -186,14 +186,24 @@ def _mixture(model: Model, name: str, importance: bool) -> stock.Mixture:
         name=canonical,
         layers=_first(model, "block_count"),
         experts=_first(model, "expert_count"),
-        group=_first(model, "attention.head_count") // _first(model, "attention.head_count_kv"),
+        group=_group(model),
         tied="output.weight" not in names,
         importance=importance,
         values=len(values),
     )
 
 
-def _first(model: Model, key: str) -> int:
+def _group(model: Model) -> int:
+    """Query heads per key-value head in the first block; 0 where it has no attention."""
+    heads = _first(model, "attention.head_count")
+    kv_heads = _first(model, "attention.head_count_kv", heads)
+    return heads // kv_heads if kv_heads else 0
+
+
+def _first(model: Model, key: str, default: int = 0) -> int:
     """A whole number of the metadata; of a list over the blocks, the first block's."""
-    value = model.metadata.get(f"{model.architecture}.{key}", Value("u32", 0)).data
-    return int(value[0] if isinstance(value, list) else value)
+    value = model.metadata.get(f"{model.architecture}.{key}", Value("u32", default)).data
+    number = value[0] if isinstance(value, list) and value else value
+    if not isinstance(number, int):
+        raise PlanError(f"{model.architecture}.{key} is {value!r:.60}, wanted a number")
+    return number

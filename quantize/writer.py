@@ -77,6 +77,7 @@ def write_model(
         PlanError: the plan, or the importance, does not fit the model.
         OutputError: the file cannot be written, or unfinished work of another model or plan lies
             there.
+        CheckpointError: the source cannot be fetched or read.
         EngineError: ggml refuses what the source holds; nothing is kept then.
     """
     outputs = files(model, plan, path, split_size)
@@ -92,6 +93,7 @@ def write_model(
     with ResumableWriter(path, outputs, _key(model, outputs, importance), count, restart) as output:
         before = len(output.records)
         try:
+            model.fetch()  # now that the room for the result is taken
             done = resume(output, tiles(), threads, advance)
             if before:
                 changed = _CHANGED if len(output.records) < before else ""

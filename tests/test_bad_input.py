@@ -17,7 +17,7 @@ from gemcut.convert.files import read_at
 from gemcut.convert.safetensors_file import read_header
 from gemcut.errors import CheckpointError, EngineError, GemcutError, OutputError
 from gemcut.gguf_file import GGUFFile
-from tests import checkpoints
+from tests import checkpoints, families
 from tests.checkpoints import Recipe
 
 
@@ -146,6 +146,10 @@ DAMAGES = {
         "1 entries, wanted num_hidden_la",
     ),
     "kinds are no list": (edit_config(layer_types=7), "layer_types is 7, wanted a list"),
+    "infinite field": (
+        edit_config(rope_parameters={"full_attention": {"partial_rotary_factor": float("inf")}}),
+        "config.json or a tokenizer file is damaged: .*",
+    ),
     "no rope": (edit_config(rope_parameters={}), "rope_parameters has no full_attention"),
     "shared keys": (edit_config(num_kv_shared_layers=1), "1 blocks with keys of their own"),
     "no tokenizer": (remove("tokenizer.json"), "tokenizer.json: there is no such file"),
@@ -324,3 +328,82 @@ def test_what_is_not_known_may_be_ignored(plain, tmp_path):
         api.open_source(folder)
     model = api.open_source(folder, ignore=["model.extra.*"])
     assert ("2 ignored tensors left out",) == model.notes
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "words"),
+    [
+        ("llama4_text", {"num_hidden_layers": 10**12}, "1000000000000 blocks .* of .* tensors"),
+        ("qwen3_next", {"num_hidden_layers": 10**12}, "1000000000000 blocks .* of .* tensors"),
+        ("deepseek_v3", {"num_nextn_predict_layers": 10**12}, "wanted 0 to 64"),
+        ("deepseek_v3", {"num_nextn_predict_layers": float("inf")}, "damaged: OverflowError"),
+        ("mixtral", {"num_local_experts": 10**12}, "config.json makes it .1000000000000, "),
+        ("mixtral", {"vocab_size": 10**12}, "config.json makes it .1000000000000, "),
+    ],
+)
+def test_an_absurd_number_is_refused_at_once(family, changes, words, tmp_path):
+    """Before anybody makes a list of that length."""
+    folder = families.build(tmp_path / "model", family)
+    edit_config(**changes)(folder)
+
+    with pytest.raises(CheckpointError, match=words):
+        api.open_source(folder)
+
+
+def test_absurdly_many_experts_are_not_counted(tmp_path):
+    """Where no tensor of another kind tells their number first."""
+    folder = families.build(tmp_path / "model", "mixtral")
+    router = "block_sparse_moe.gate.weight"
+    edit_config(num_local_experts=10**12)(folder)
+    edit_header(lambda e: [e.pop(name) for name in [*e] if name.endswith(router)])(folder)
+
+    with pytest.raises(CheckpointError, match=r"no tensor layers.0.*experts.8\.w1.weight"):
+        api.open_source(folder)
+
+
+def test_the_same_weights_in_two_layouts_are_refused(tmp_path):
+    """Nobody knows which are right; one of them may be left out."""
+    folder = families.build(tmp_path / "model", "mixtral")
+    one, other = (f"model.layers.0.{part}.gate.weight" for part in ("block_sparse_moe", "mlp"))
+    path = folder / "model.safetensors"
+    entries, data = checkpoints.read_safetensors(path)
+    size = entries[one]["data_offsets"][1] - entries[one]["data_offsets"][0]
+    entries[other] = {**entries[one], "data_offsets": [len(data), len(data) + size]}
+    checkpoints.write_safetensors(path, entries, data + bytes(size))
+
+    with pytest.raises(CheckpointError, match=f"{one} and {other} are the same weights"):
+        api.open_source(folder)
+    assert api.open_source(folder, ignore=[other]).notes == ("1 ignored tensor left out",)
+
+
+def test_a_name_that_is_in_a_header_twice_is_found_at_once():
+    """However many there are: a header of 100 MB has millions."""
+    entry = json.dumps(EMPTY)
+    names = [*range(50_000), 49_999]
+    raw = ("{" + ",".join(f'"{name}": {entry}' for name in names) + "}").encode()
+    data = len(raw).to_bytes(8, "little") + raw
+
+    with pytest.raises(CheckpointError, match="a.safetensors: .*: 49999 is in it twice"):
+        read_header(lambda n, at: data[at : at + n], "a.safetensors", len(data))
+
+
+def test_a_file_that_becomes_shorter_is_noticed(plain, tmp_path):
+    """When a tensor is looked at; reading past the end would end the process."""
+    folder = tmp_path / "model"
+    shutil.copytree(plain, folder)
+    first, *_, last = api.open_source(folder).tensors[:-1]
+    first.read(0, 1)
+    os.truncate(folder / "model.safetensors", 5000)
+
+    with pytest.raises(CheckpointError, match="model.safetensors: changed while it was converted"):
+        last.read(0, 1)
+
+
+def test_a_result_beside_its_checkpoint_can_be_written_again(plain, tmp_path):
+    """A GGUF in the checkpoint's folder is none of its files."""
+    folder = tmp_path / "model"
+    shutil.copytree(plain, folder)
+    for kind in ("bf16", "f16"):
+        api.convert_checkpoint(api.open_source(folder), folder / "a.gguf", kind)
+    with GGUFFile(folder / "a.gguf") as file:
+        assert file.get("general.file_type") == 1

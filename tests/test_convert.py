@@ -16,7 +16,7 @@ from safetensors import safe_open
 from gemcut import api
 from gemcut.convert.files import read_at
 from gemcut.convert.safetensors_file import read_header
-from gemcut.gguf_file import GGUFFile
+from gemcut.gguf_file import GGUFFile, Value
 from tests import checkpoints
 from tests.checkpoints import Recipe
 
@@ -185,3 +185,26 @@ def test_headers_are_read_as_safetensors_reads_them(plain):
         for name, tensor in ours.items():
             other = theirs.get_slice(name)
             assert (tensor.dtype, list(tensor.shape)) == (other.get_dtype(), other.get_shape())
+
+
+def test_a_folder_has_its_name_from_within(plain, monkeypatch):
+    """Also where it is given as "."."""
+    monkeypatch.chdir(plain)
+
+    names = [api.open_source(where).metadata["general.name"] for where in (".", plain)]
+
+    assert names == [Value("str", "Model")] * 2
+
+
+def test_a_model_card_with_lists_for_words_is_no_obstacle(checkpoint, tmp_path):
+    """What is no word is left out, and never spelled out: aliases make it endless."""
+    folder = checkpoints.build(tmp_path / "model", checkpoint)
+    aliases = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60))]
+    card = [*aliases, "author: *a59", "version: 1.5", "tags: [*a59, null, 2024-01-31, text]"]
+    (folder / "README.md").write_text("\n".join(["---", *card, "---", ""]))
+
+    metadata = api.open_source(folder).metadata
+
+    assert "general.author" not in metadata
+    assert metadata["general.version"] == Value("str", "1.5")
+    assert metadata["general.tags"] == Value("[str]", ["2024-01-31", "text"])

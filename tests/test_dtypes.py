@@ -123,6 +123,13 @@ def test_turning_mxfp4_twice_keeps_its_bytes():
     assert turned.turned() is matrix
 
 
+def test_what_is_no_longer_in_its_blocks_is_no_mxfp4():
+    """Else its codes would be made anew, of other blocks, and called the published ones."""
+    matrix = gpt_oss()[0]
+    assert "mxfp4" == matrix.type == lazy.Rows(matrix, slice(1, 3)).type
+    assert "bf16" == matrix.turned().type == lazy.Columns(matrix, slice(0, None, 2)).type
+
+
 @pytest.mark.parametrize("divides", [False, True])
 def test_nvfp4_is_the_publishers(divides):
     """Scales of scales, multiplied (ModelOpt) or divided (compressed-tensors)."""

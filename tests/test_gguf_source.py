@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from gemcut import api, ggml
-from gemcut.errors import GGUFError
+from gemcut.errors import GGUFError, PlanError
 from gemcut.gguf_file import GGUFFile, TensorInfo, Value
+from gemcut.gguf_layout import header
 from gemcut.gguf_writer import GGUFWriter
 from gemcut.llama import Model
 from tests import oracle
@@ -113,3 +114,78 @@ def test_what_is_cut_from_a_gguf_runs(bf16, tmp_path):
     api.quantize_model(api.open_source(bf16), tmp_path / "a.gguf", api.Target(bpw=5.0))
     with Model.load(tmp_path / "a.gguf") as model:
         assert len(model.tokenize("def f():")) > 1
+
+
+def rewritten(path, target, **metadata):
+    """A file with other metadata, by keys with __ for each full stop; None leaves one out."""
+    changed = {key.replace("__", "."): value for key, value in metadata.items()}
+    with GGUFFile(path) as file:
+        values = {**file.metadata, **changed}
+        kept = {key: value for key, value in values.items() if value is not None}
+        with GGUFWriter(target, kept, file.tensors.values()) as writer:
+            for name in file.tensors:
+                writer.write(name, 0, file.rows(name))
+    return target
+
+
+def test_parts_that_were_merged_are_one_file(bf16, tmp_path):
+    """llama.cpp's gguf-split says so by a count of 0."""
+    merged = rewritten(bf16, tmp_path / "merged.gguf", split__count=Value("u16", 0))
+
+    assert len(api.open_source(merged).tensors) == len(api.open_source(bf16).tensors)
+
+
+@pytest.mark.parametrize("count", [Value("str", "2"), Value("[u32]", [2]), Value("f32", 2.0)])
+def test_a_count_of_parts_that_is_none_is_refused(count, bf16, tmp_path):
+    damaged = rewritten(bf16, tmp_path / "a.gguf", split__count=count)
+
+    with pytest.raises(GGUFError, match="damaged: split.count is .*2.*, wanted a number"):
+        api.open_source(damaged)
+
+
+@pytest.mark.parametrize("heads", [None, Value("u32", 0), Value("[i32]", [0, 2])])
+def test_blocks_without_key_value_heads_are_cut(heads, foreign, tmp_path):
+    """Recurrent ones have none, and the first block may be one."""
+    source = rewritten(foreign, tmp_path / "a.gguf", nobody__attention__head_count_kv=heads)
+
+    plan = api.make_plan(api.open_source(source), api.Target("q4_k_m"))
+
+    assert plan.tensors["blk.0.ffn_gate_exps.weight"].type == "q4_k"
+
+
+def test_a_count_that_is_no_number_is_refused(foreign, tmp_path):
+    source = rewritten(foreign, tmp_path / "a.gguf", nobody__block_count=Value("str", "x"))
+
+    with pytest.raises(PlanError, match="nobody.block_count is 'x', wanted a number"):
+        api.make_plan(api.open_source(source), api.Target("q4_k_m"))
+
+
+def test_a_table_of_integers_is_carried_over_whatever_its_name(tmp_path):
+    """Even where the name is that of a matrix to be cut."""
+    metadata = {"general.architecture": Value("str", "nobody")}
+    info = TensorInfo("blk.0.ids.weight", (4, 8), ggml.type_named("i32"))
+    rows = np.arange(32, dtype=np.int32).reshape(4, 8)
+    with GGUFWriter(tmp_path / "a.gguf", metadata, [info]) as writer:
+        writer.write(info.name, 0, rows.view(np.uint8))
+
+    api.convert_checkpoint(api.open_source(tmp_path / "a.gguf"), tmp_path / "b.gguf")
+
+    with GGUFFile(tmp_path / "b.gguf") as file:
+        assert str(file.tensors[info.name].type) == "i32"
+        assert np.array_equal(file.rows(info.name).view(np.int32), rows)
+
+
+def test_a_vocabulary_alone_is_refused(bf16, tmp_path):
+    with GGUFFile(bf16) as file:
+        (tmp_path / "vocabulary.gguf").write_bytes(header(file.metadata, []))
+
+    with pytest.raises(GGUFError, match="vocabulary.gguf: holds no tensors"):
+        api.open_source(tmp_path / "vocabulary.gguf")
+
+
+def test_what_was_said_of_the_sources_own_types_is_left_behind(bf16, tmp_path):
+    """The importance matrix that it was cut with is not this file's."""
+    told = Value("str", "other.imatrix")
+    source = rewritten(bf16, tmp_path / "a.gguf", quantize__imatrix__file=told)
+
+    assert "quantize.imatrix.file" not in api.open_source(source).metadata

@@ -11,10 +11,12 @@ from huggingface_hub import close_session, constants
 
 from gemcut import api
 from gemcut.convert import hub, transfer
+from gemcut.convert.checkpoint import Checkpoint
+from gemcut.convert.engine import open_model
 from gemcut.convert.files import LocalFiles, small_files, weight_files
 from gemcut.convert.hub import is_repository, open_repository
 from gemcut.convert.listing import Place
-from gemcut.errors import CheckpointError
+from gemcut.errors import CheckpointError, OutputError
 from tests.checkpoints import INDEX, Recipe, build
 from tests.hub_server import COMMIT, Repository, serve
 
@@ -533,3 +535,22 @@ def test_a_cache_that_cannot_be_written_is_named(server, place):
 
     said = refusal(open_repository, place())
     assert "cannot be kept in" in said and str(place().store) in said
+
+
+def test_the_room_for_the_result_comes_first(server, place, tmp_path):
+    """A folder that is not there is not found out after hours of downloading."""
+    model = open_model(Checkpoint(open_repository(place())))
+    server.requests.clear()
+
+    with pytest.raises(OutputError, match="a.gguf: cannot be written: No such file or directory"):
+        api.convert_checkpoint(model, tmp_path / "none" / "a.gguf")
+    assert [] == server.fetched()
+
+
+def test_frugal_leaves_nothing_however_often_it_works(server, place, tmp_path):
+    """A model may be written twice; what is fetched again is removed again."""
+    scratch = tmp_path / "scratch"
+    model = open_model(Checkpoint(open_repository(place(), scratch=scratch)))
+    for kind in ("bf16", "f16"):
+        api.convert_checkpoint(model, tmp_path / f"{kind}.gguf", kind)
+        assert not scratch.exists()

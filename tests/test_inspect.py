@@ -387,3 +387,17 @@ def test_a_vocabulary_alone_has_no_parts(tmp_path: Path, bf16: Path):
     assert (found.weights, found.bpw, found.parts, found.cache) == (0, 0, (), None)
     assert replace(found, tensors=()) == found
     inspected(tmp_path / "vocabulary.gguf")
+
+
+def test_a_terminal_is_not_told_what_to_do(bf16: Path, tmp_path: Path):
+    """A file's names are text: nothing in them moves the cursor or sets a window's title."""
+    title = "\x1b]0;title\x07\x1b[31mred\nline"
+    with GGUFFile(bf16) as file:
+        metadata = {**file.metadata, "general.name": Value("str", title)}
+        infos = [replace(info, name=info.name + title) for info in file.tensors.values()]
+        raw = header(metadata, infos)
+        (tmp_path / "a.gguf").write_bytes(raw + bytes(file.tensor_bytes + 4096))
+
+    text = inspected(tmp_path / "a.gguf", "--tensors")
+
+    assert "red" in text and not {"\x1b", "\x07"} & set(text)

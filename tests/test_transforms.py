@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from gemcut.convert.lazy import Array, Mapped, Stored, stored
-from gemcut.convert.transforms import interleaved_rope, per_head
+from gemcut.convert.lazy import Array, Mapped, Stored, stack, stored
+from gemcut.convert.transforms import even_columns, interleaved_rope, per_head
 
 HEADS, PLAIN, VALUES, COLUMNS = 3, 4, 6, 5
 SIZES = {"heads": HEADS, "plain": PLAIN, "values": VALUES}
@@ -74,3 +74,13 @@ def test_stored_bytes_are_passed_on():
     assert raw is not None
     assert "bf16" == keys.type
     assert bits[:, :PLAIN].swapaxes(1, 2).tobytes() == raw.tobytes()
+
+
+def test_a_stack_of_vectors_stays_one():
+    """Biases of experts one by one: every second element of each."""
+    rows = values(HEADS, 8)
+
+    found = even_columns(stack([stored(row) for row in rows]), SIZES)
+
+    assert (HEADS, 4) == found.shape
+    assert np.array_equal(rows[:, ::2], read(found))

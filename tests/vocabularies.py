@@ -15,6 +15,7 @@ from typing import Any
 
 from gemcut.convert.checkpoint import Checkpoint
 from gemcut.convert.vocabulary import reader
+from gemcut.gguf_file import Value
 
 FOLDER = Path(__file__).parent / "fixtures" / "tokenizers"
 RECORDED = Path(__file__).parent / "fixtures" / "vocabulary"
@@ -57,9 +58,10 @@ def rows(document: dict[str, Any]) -> int:
 
 
 def read(kind: str, folder: Path, **options: Any) -> dict[str, Any]:
-    """The metadata of a folder's tokenizer, as a family would read it."""
+    """The metadata of a folder's tokenizer, as a family would read it, all of it worked out."""
     opened = Checkpoint(folder)
-    return READERS[kind](opened, opened.config["vocab_size"], **options)
+    found = READERS[kind](opened, opened.config["vocab_size"], **options)
+    return {key: Value(value.kind, value.data) for key, value in found.items()}
 
 
 def edit(path: Path, change: Any) -> None:

@@ -21,6 +21,7 @@ from gemcut.convert.source import Source
 from gemcut.errors import CheckpointError
 
 _PRESENT = "predicting_blocks"
+_MOST_PREDICTING = 64  # more than anybody has trained: this number comes off a disk
 
 
 def dense_blocks(config: Config) -> int:
@@ -77,7 +78,12 @@ def rules(biased: bool = True) -> tuple[Rule, ...]:
 
 def predicting(config: Config) -> int:
     """The number of blocks that predict tokens further ahead."""
-    return int(config.get("num_nextn_predict_layers") or 0)
+    count = int(config.get("num_nextn_predict_layers") or 0)
+    if not 0 <= count <= _MOST_PREDICTING:
+        raise CheckpointError(
+            f"config.json: num_nextn_predict_layers is {count}, wanted 0 to {_MOST_PREDICTING}"
+        )
+    return count
 
 
 def present(config: Config, sources: Mapping[str, Source]) -> Mapping[str, int]:

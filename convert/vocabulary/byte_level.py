@@ -1,7 +1,9 @@
 """BPE over bytes, whose 256 values are spelled as printable characters: llama.cpp's `gpt2`."""
 
+from functools import partial
+
 from gemcut.convert.vocabulary.document import NORMAL, UNUSED, Document, distinct
-from gemcut.gguf_file import Value
+from gemcut.gguf_file import Deferred, Value
 
 
 def byte_level(document: Document, size: int, name: str) -> dict[str, Value]:
@@ -24,7 +26,7 @@ def byte_level(document: Document, size: int, name: str) -> dict[str, Value]:
         "tokenizer.ggml.pre": Value("str", name),
         "tokenizer.ggml.tokens": Value("[str]", distinct(document.where, texts)),
         "tokenizer.ggml.token_type": Value("[i32]", kinds),
-        "tokenizer.ggml.merges": Value("[str]", merges(document)),
+        "tokenizer.ggml.merges": Deferred("[str]", partial(merges, document)),
     }
 
 

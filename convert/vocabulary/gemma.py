@@ -1,5 +1,7 @@
 """Gemma 4's tokenizer: BPE merges over text with ▁ for spaces, bytes as a last resort."""
 
+from functools import partial
+
 from gemcut.convert.checkpoint import Checkpoint
 from gemcut.convert.vocabulary import document as files
 from gemcut.convert.vocabulary.byte_level import merges
@@ -14,7 +16,7 @@ from gemcut.convert.vocabulary.document import (
 )
 from gemcut.convert.vocabulary.reader import Reader, complete, refuse, sound
 from gemcut.errors import CheckpointError
-from gemcut.gguf_file import Value
+from gemcut.gguf_file import Deferred, Value
 
 _NO_SCORE = -1000.0  # BPE needs merges, not scores; llama.cpp wants one for every token
 
@@ -51,7 +53,7 @@ def _vocabulary(
         "tokenizer.ggml.tokens": Value("[str]", files.distinct(document.where, tokens)),
         "tokenizer.ggml.scores": Value("[f32]", [_NO_SCORE] * size),
         "tokenizer.ggml.token_type": Value("[i32]", kinds),
-        "tokenizer.ggml.merges": Value("[str]", merges(document)),
+        "tokenizer.ggml.merges": Deferred("[str]", partial(merges, document)),
     }
     return complete(checkpoint, document, values) | {
         "tokenizer.ggml.add_space_prefix": Value("bool", False),

@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from gemcut.errors import UsageError
+from gemcut.errors import UsageError, printable
 from gemcut.sizes import format_size, parse_context, parse_size
 
 FILE = click.Path(path_type=Path)
@@ -142,7 +142,7 @@ def console() -> Console:
 
 def say(text: str) -> None:
     """A line of talk on stderr."""
-    console().print(text, soft_wrap=True)
+    console().print(printable(text), soft_wrap=True)
 
 
 def written(files: Mapping[Path, int], dry_run: bool) -> str:

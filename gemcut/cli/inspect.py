@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 
 from gemcut.cli.common import as_json, downloads, print_json, print_table, reading_options
+from gemcut.errors import printable
 from gemcut.sizes import format_size
 
 if TYPE_CHECKING:  # the library is loaded when the command runs
@@ -71,7 +72,7 @@ def _tables(found: "Inspection", tensors: bool) -> Iterator[Table]:
     facts.add_column(style="bold")
     facts.add_column(overflow="fold")
     for label, text in _facts(found):
-        facts.add_row(label, text)
+        facts.add_row(label, printable(text))
     yield facts
     if found.parts:
         yield _parts(found)
@@ -235,7 +236,8 @@ def _tensors(found: "Inspection") -> Table:
     table = _table("tensor", "shape", "type", "role", "size>")
     for role, info in found.tensors:
         shape = " x ".join(map(str, info.shape))
-        table.add_row(info.name, shape, str(info.type), _role(role), format_size(info.nbytes))
+        name = printable(info.name)
+        table.add_row(name, shape, str(info.type), _role(role), format_size(info.nbytes))
     return table
 
 
