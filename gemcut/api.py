@@ -77,11 +77,15 @@ def open_source(
     if hub.is_repository(str(source)):
         place = hub.Place(str(source), revision)
         checkpoint = Checkpoint(hub.open_repository(place, offline, scratch, fetched))
-    elif Path(source).suffix == ".gguf" or Path(source).is_file():
+    elif _is_gguf(source):
         return open_gguf(Path(source), reading)
     else:
         checkpoint = Checkpoint(Path(source))
     return open_model(checkpoint, reading)
+
+
+def _is_gguf(source: str | Path) -> bool:
+    return Path(source).suffix == ".gguf" or Path(source).is_file()
 
 
 def make_plan(model: Model, target: Target, importance: Importance | None = None) -> Plan:
@@ -175,7 +179,6 @@ def quantize_model(
     plan = make_plan(model, target, importance)
     for path in (output, *files(model, plan, output, split_size)):
         check_output(model, path)
-    model.fetch()
     threads = threads or default_threads()
     write_model(model, plan, output, importance, threads, progress, split_size, restart, tell)
     return plan
@@ -202,7 +205,7 @@ def inspect_source(source: str | Path, **reading: Any) -> Inspection:
         return role_of(name).name
 
     lattice: dict[str, float] = {}
-    if Path(source).is_file() or Path(source).suffix == ".gguf":
+    if _is_gguf(source):
         with GGUFParts(Path(source)) as file:
             origin = Origin("gguf", file.count, file.missing)
             found = inspect(origin, file.metadata, file.tensors, role)

@@ -158,7 +158,7 @@ def test_bits_per_weight_are_never_more_than_asked(demo, bpw, weighted):
     check(demo, plan, weighted)
 
 
-@pytest.mark.parametrize("bpw", [float("nan"), float("inf")])
+@pytest.mark.parametrize("bpw", [float("nan"), float("inf"), 1e308])
 def test_what_is_no_number_of_bits_is_refused(bpw, demo):
     with pytest.raises(UsageError, match="bits per weight: wanted a number"):
         plan_bpw(demo, bpw, False)
