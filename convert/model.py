@@ -6,10 +6,14 @@ from functools import cached_property
 from math import prod
 from pathlib import Path
 
+import numpy as np
+
 from gemcut import ggml
 from gemcut.convert.lazy import Array
 from gemcut.gguf_file import Value
+from gemcut.lattice import CLAIMED, on_q4_0_lattice
 
+_LATTICE_ROWS = 16  # that are looked at
 EXACT_BPW = 8.0  # what is encoded in fewer bits than this is not cut again unless asked for
 
 
@@ -75,6 +79,17 @@ class Tensor:
     def read(self, start: int, stop: int) -> ggml.Floats:
         """Rows [stop - start, columns] as float32."""
         return self._array.read(start, stop)
+
+    @cached_property
+    def lattice(self) -> float:
+        """The share of groups of 32 that lie on a Q4_0 lattice, of a few rows from all over."""
+        numbers = np.linspace(0, self.rows - 1, min(_LATTICE_ROWS, self.rows)).astype(int)
+        return on_q4_0_lattice(np.concatenate([self.read(n, n + 1) for n in numbers.tolist()]))
+
+    @property
+    def is_trained_for_q4_0(self) -> bool:
+        """Whether Q4_0 holds its weights as they are: quantization-aware training was for that."""
+        return self.lattice >= CLAIMED
 
     def close(self) -> None:
         """Let go of the opened source; reading opens it again."""

@@ -7,12 +7,12 @@ inside the GGUF that was made from it.
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gemcut.errors import OutputError, PlanError
+from gemcut.artefact import read_text, write_text
+from gemcut.errors import PlanError
 
 VERSION = 1
 METADATA_KEY = "gemcut.plan"  # of the GGUF that carries it
@@ -91,23 +91,11 @@ class Plan:
     @classmethod
     def read(cls, path: Path) -> "Plan":
         """Read a plan.json. Raises PlanError."""
-        try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"), str(path))
-        except OSError as error:
-            raise PlanError(f"{path}: cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise PlanError(f"{path}: not a plan: {error}") from error
+        return cls.from_json(read_text(path, "a plan", PlanError), str(path))
 
     def write(self, path: Path) -> None:
         """Write a plan.json, complete or not at all. Raises OutputError."""
-        partial = Path(path).parent / f".{Path(path).name}.partial"
-        try:
-            partial.write_text(self.to_json() + "\n", encoding="utf-8")
-            partial.replace(path)
-        except OSError as error:
-            with suppress(OSError):  # what stopped the writing may stop this, too
-                partial.unlink()
-            raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+        write_text(path, self.to_json() + "\n")
 
 
 def _entry(raw: Mapping[str, Any]) -> Entry:

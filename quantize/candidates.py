@@ -6,6 +6,7 @@ import numpy as np
 
 from gemcut import ggml
 from gemcut.errors import PlanError
+from gemcut.sensitivity import Candidate
 
 # llama.cpp's replacements for a row that does not divide into the wanted type's blocks.
 FALLBACKS = {
@@ -23,6 +24,10 @@ PLAIN = (
     "q2_k q2_0 q3_k iq3_s mxfp4 iq4_xs iq4_nl q4_0 q4_k q4_1 q5_0 q5_k q5_1 q6_k q8_0 bf16 f32"
 ).split()
 WITH_IMPORTANCE = ["iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs"]
+# What is measured beside these: too coarse to be chosen before it is, or of the source's size.
+_MEASURED = ["f16"]
+_MEASURED_WITH_IMPORTANCE = ["iq1_s", "iq1_m"]
+_SUPER_BLOCK = 256
 
 
 def fallback(kind: ggml.Type, columns: int) -> ggml.Type:
@@ -59,6 +64,34 @@ def ladder(columns: int, source: str, importance: bool) -> list[ggml.Type]:
         if not front or error(kind, source) < error(front[-1], source):
             front.append(kind)
     return front
+
+
+def measured(columns: int, source: str, importance: bool, paddable: bool) -> list[Candidate]:
+    """Every way worth measuring to write rows of this length, smallest first.
+
+    Args:
+        source: the type that the source holds; nothing larger is a candidate.
+        paddable: rows may be zero-padded to whole blocks of 256, for the types that need it.
+    """
+    names = [*PLAIN, *_MEASURED]
+    if importance:
+        names += WITH_IMPORTANCE + _MEASURED_WITH_IMPORTANCE
+    limit = ggml.type_named(source)
+    kinds = {ggml.type_named(name) for name in names} | {limit}
+    small = sorted((k for k in kinds if k.bpw <= limit.bpw), key=lambda k: (k.bpw, k.name))
+    found = [Candidate(kind) for kind in small if kind.fits(columns)]
+    padded = -(-columns // _SUPER_BLOCK) * _SUPER_BLOCK
+    if paddable:
+        found += [Candidate(k, padded) for k in small if not k.fits(columns) and k.fits(padded)]
+    return found
+
+
+def paddable(name: str) -> bool:
+    """Whether a tensor's rows may be padded: their length is a feed-forward's own width.
+
+    Units that are added to it have no weights, and so give zeros.
+    """
+    return ".ffn_down" in name
 
 
 @cache

@@ -15,6 +15,7 @@ from gemcut import ggml
 from gemcut.convert.model import Tensor
 from gemcut.errors import EngineError, GemcutError
 from gemcut.journal import digest
+from gemcut.lattice import encode_q4_0
 from gemcut.resumable_writer import ResumableWriter
 
 _ADVICE = ": is the source damaged? (--allow-nonfinite passes them on)"
@@ -60,8 +61,20 @@ def encode(
         if kind.name in _CHECKED and not tensor.nonfinite and not ggml.is_finite(kind, rows):
             raise EngineError("the weights hold NaN or infinite values" + _ADVICE)
         return rows
-    wanted = weights if kind.quantized else None
-    return ggml.quantize(kind, tensor.read(start, stop), wanted, tensor.nonfinite)
+    return encode_rows(tensor, kind, tensor.read(start, stop), weights)
+
+
+def encode_rows(
+    tensor: Tensor, kind: ggml.Type, rows: ggml.Floats, weights: ggml.Floats | None
+) -> ggml.Bytes:
+    """Rows [n, columns] of a tensor, or wider ones, encoded [n, row_bytes].
+
+    What was trained for Q4_0 keeps its own lattice there, and importance has nothing to choose;
+    everything else is encoded as llama.cpp does.
+    """
+    if kind.name == "q4_0" and tensor.is_trained_for_q4_0:
+        return encode_q4_0(rows)
+    return ggml.quantize(kind, rows, weights if kind.quantized else None, tensor.nonfinite)
 
 
 def resume(output: ResumableWriter, tiles: Iterator[Tile], threads: int, progress: Progress) -> int:

@@ -7,6 +7,7 @@ is given.
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, NoReturn, TypedDict
 
 from jinja2 import TemplateError
@@ -25,11 +26,14 @@ class Message(TypedDict):
 class Template:
     """A compiled chat template. Raises EngineError if it is not valid Jinja."""
 
-    def __init__(self, source: str, bos: str = "", eos: str = "") -> None:
+    def __init__(
+        self, source: str, bos: str = "", eos: str = "", today: datetime | None = None
+    ) -> None:
+        """Compile it; the date that a template asks for is `today`, if given."""
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": partial(_now, today)}
         environment.filters["tojson"] = _to_json
         self._tokens = {"bos_token": bos, "eos_token": eos}
         try:
@@ -70,8 +74,8 @@ def _refuse(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def _now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
+def _now(today: datetime | None, pattern: str) -> str:
+    return (today or datetime.now()).strftime(pattern)
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

@@ -1,12 +1,8 @@
 """The boundary to llama.cpp, on real files and the real library."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
-import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +14,8 @@ from gemcut import ggml, llama
 from gemcut.engine import ContextOptions, ModelOptions, Sampling
 from gemcut.errors import EngineError, TextError
 from gemcut.llama import Context, Model, Sampler, Tensor, library, memory
+from tests.rpc import child_environment, rpc_server
 
-ROOT = Path(__file__).parent.parent
 TEXT = "def add(first, second):\n    return first + second\n\n\nclass Point:\n    pass\n" * 20
 
 
@@ -588,37 +584,6 @@ def test_a_seed_repeats_the_draws(model, tokens):
 
 
 # --- another device ---
-
-
-@contextmanager
-def rpc_server():
-    """A process that offers its CPU over loopback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    code = f"from gemcut.llama import serve_rpc; serve_rpc('127.0.0.1:{port}', 1)"
-    server = subprocess.Popen(
-        [sys.executable, "-c", code], env=child_environment(), stdout=subprocess.DEVNULL
-    )
-    try:
-        wait_for(port)
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.kill()
-        server.wait()
-
-
-def wait_for(port):
-    for _ in range(600):
-        try:
-            return socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            time.sleep(0.1)
-    raise TimeoutError(f"nothing listens on {port}")
-
-
-def child_environment():
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), *sys.path]))}
 
 
 # In a process of its own: a device stays registered, and every later load would use it.

@@ -8,9 +8,8 @@ import pytest
 from gemcut import api, ggml
 from gemcut.api import Target
 from gemcut.convert.model import Model
-from gemcut.errors import EngineError, GGUFError, PlanError
-from gemcut.gguf_file import GGUFFile, TensorInfo, Value
-from gemcut.gguf_writer import GGUFWriter
+from gemcut.errors import EngineError, PlanError
+from gemcut.gguf_file import GGUFFile
 from gemcut.plan import METADATA_KEY, Plan
 from tests import checkpoints, oracle
 from tests.checkpoints import Recipe
@@ -134,53 +133,6 @@ def test_a_file_carries_the_plan_it_was_made_from(model, tmp_path):
 def test_converting_leaves_no_plan_in_the_file(bf16):
     with GGUFFile(bf16) as file:
         assert METADATA_KEY not in file.metadata
-
-
-def write_imatrix(path, sums, counts):
-    """An imatrix file as llama-imatrix writes it: for every tensor its sums and its counts."""
-    f32, arrays = ggml.type_named("f32"), {}
-    for name in sums:
-        arrays[f"{name}.in_sum2"] = sums[name]
-        arrays[f"{name}.counts"] = counts[name][:, None]
-    infos = [TensorInfo(name, array.shape, f32) for name, array in arrays.items()]
-    with GGUFWriter(path, {"general.type": Value("str", "imatrix")}, infos) as writer:
-        for name, array in arrays.items():
-            writer.write(name, 0, array.astype(np.float32).view(np.uint8))
-
-
-def test_an_imatrix_file_is_read_as_means(importance, tmp_path):
-    """Sums are divided by every expert's own count; an expert that was never reached gets ones."""
-    random = np.random.default_rng(3)
-    counts = {n: random.integers(1, 500, len(w)).astype(np.float32) for n, w in importance.items()}
-    counts["blk.0.ffn_down_exps.weight"][2] = 0
-    sums = {name: weights * counts[name][:, None] for name, weights in importance.items()}
-    write_imatrix(tmp_path / "i.gguf", sums, counts)
-
-    read = api.load_importance(tmp_path / "i.gguf")
-
-    assert read is not None and importance.keys() == read.keys()
-    expected = importance["blk.0.ffn_down_exps.weight"].copy()
-    expected[2] = 1
-    np.testing.assert_allclose(read["blk.0.ffn_down_exps.weight"], expected, rtol=1e-6)
-    np.testing.assert_allclose(read["blk.1.attn_q.weight"], importance["blk.1.attn_q.weight"], 1e-6)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
-def test_an_imatrix_with_impossible_sums_is_refused(value, tmp_path):
-    sums, counts = np.ones((1, 32)), np.ones(1)
-    sums[0, 3] = value
-    write_imatrix(tmp_path / "i.gguf", {"a.weight": sums}, {"a.weight": counts})
-
-    with pytest.raises(GGUFError, match="a.weight.*negative or not finite"):
-        api.load_importance(tmp_path / "i.gguf")
-
-
-def test_what_is_no_imatrix_is_refused(bf16, tmp_path):
-    with pytest.raises(GGUFError, match="not an importance matrix"):
-        api.load_importance(bf16)
-    write_imatrix(tmp_path / "i.gguf", {"a.weight": np.ones((2, 32))}, {"a.weight": np.ones(3)})
-    with pytest.raises(GGUFError, match="3 counts for 2 matrices"):
-        api.load_importance(tmp_path / "i.gguf")
 
 
 def test_an_importance_of_another_model_is_refused(model, importance, tmp_path):

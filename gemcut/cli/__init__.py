@@ -13,6 +13,8 @@ COMMANDS = {
     "demo": "the whole way on an embedded model, in about a minute",
     "inspect": "what is in a checkpoint or GGUF: roles, types, sizes",
     "convert": "write a checkpoint as a GGUF in BF16, F16 or F32",
+    "imatrix": "collect how much each input matters, by running text through a GGUF",
+    "measure": "what every tensor loses in every type, measured once for any size",
     "quantize": "cut a checkpoint to a type, a size or bits per weight",
     "run": "chat with a GGUF in the terminal, or answer one prompt",
     "eval": "compare GGUF files: perplexity, KL divergence, top-1 agreement",

@@ -36,7 +36,7 @@ from gemcut.plan import Plan
 @click.option(
     "--fallback", is_flag=True, help="a bare type may be replaced where rows do not fit it"
 )
-@click.option("--imatrix", type=FILE, help="an importance matrix (GGUF)")
+@click.option("--imatrix", type=FILE, help="an importance matrix (GGUF or .dat)")
 @click.option("--save-plan", type=FILE, help="write the plan here, even with --dry-run")
 @common.frugal
 @threads
@@ -77,7 +77,7 @@ def command(
     for note in model.notes:
         say(note)
     read = Plan.read(plan_file) if plan_file else None
-    importance = api.load_importance(imatrix)
+    importance = api.load_importance(imatrix, model)
     plan = api.make_plan(model, api.Target(kind, pure, fallback, size, bpw, read), importance)
     files = api.planned_files(model, plan, output, split_size)
     for line in _described(plan):

@@ -56,6 +56,13 @@ class Tensor:
         self._address = address
         self._struct = _Struct.from_address(address)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both are one tensor of llama.cpp's."""
+        return isinstance(other, Tensor) and other._address == self._address
+
+    def __hash__(self) -> int:
+        return hash(self._address)
+
     @property
     def name(self) -> str:
         """llama.cpp's name, as "ffn_moe_gate-3" for a result or "blk.3.ffn_norm.weight"."""
@@ -121,19 +128,25 @@ class Tensor:
             raise EngineError(f"{self.name}: cannot read type {self.type_id} with gaps as numbers")
         return ggml.dequantize(kind, data.reshape(rows, -1), columns).reshape(self.shape)
 
-    def write_bytes(self, data: NDArray[np.uint8]) -> None:
+    def write_bytes(self, data: NDArray[np.uint8], start: int | None = None) -> None:
         """Replace its bytes [nbytes], for instance a weight's between two decodes.
+
+        Args:
+            start: replace only a part, from this byte on.
 
         Raises:
             EngineError: another length, or memory that is read-only or in a layout of its own.
         """
         self._check_plain()
         data = np.ascontiguousarray(data, dtype=np.uint8)
-        if data.size != self.nbytes:
-            raise EngineError(f"{self.name}: {data.size} bytes to write, wanted {self.nbytes}")
+        left = self.nbytes - (start or 0)
+        if (start or 0) < 0 or (data.size != left if start is None else data.size > left):
+            wanted = left if start is None else f"{left} at most from byte {start} on"
+            raise EngineError(f"{self.name}: {data.size} bytes to write, wanted {wanted}")
         if self.buffer.endswith("_Mapped"):
             raise EngineError(f"{self.name} is mapped read-only: load with load_mode='none'")
-        function("ggml_backend_tensor_set")(self._address, data.ctypes.data, 0, data.nbytes)
+        address, size = data.ctypes.data, data.nbytes
+        function("ggml_backend_tensor_set")(self._address, address, start or 0, size)
 
     def _check_plain(self) -> None:
         if self.buffer in ("", *_OWN_LAYOUT):

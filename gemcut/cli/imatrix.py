@@ -1,0 +1,117 @@
+"""`gemcut imatrix`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.table import Table
+
+from gemcut.cli.common import (
+    CONTEXT,
+    FILE,
+    as_json,
+    print_json,
+    print_table,
+    say,
+    steps,
+    threads,
+)
+
+if TYPE_CHECKING:
+    from gemcut.quantize.coverage import LayerCoverage
+
+
+@click.command("imatrix")
+@click.argument("files", metavar="MODEL.gguf", type=FILE, nargs=-1, required=True)
+@click.option("-o", "--output", type=FILE, required=True, help="the imatrix to write (GGUF)")
+@click.option("--text", "texts", type=FILE, multiple=True, help="UTF-8; repeatable")
+@click.option(
+    "-c", "--context", type=CONTEXT, default="512", show_default=True, help="tokens of a chunk"
+)
+@click.option("--chunks", type=click.IntRange(min=1), help="at most so many")
+@click.option("-ngl", "--gpu-layers", type=int, default=-1, help="default: all that a GPU takes")
+@click.option("--parse-special", is_flag=True, help='read "<bos>" and the like as tokens')
+@click.option("--resume", is_flag=True, help="continue what was interrupted")
+@click.option("--merge", is_flag=True, help="the arguments are imatrix files, to be added up")
+@click.option("--plot", type=FILE, help="draw the load of the experts here (PNG)")
+@threads
+@as_json
+def command(
+    files: tuple[Path, ...],
+    output: Path,
+    texts: tuple[Path, ...],
+    context: int,
+    chunks: int | None,
+    gpu_layers: int,
+    parse_special: bool,
+    resume: bool,
+    merge: bool,
+    plot: Path | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Collect how much each input of a model's matrices matters, by running text through it.
+
+    Use text like that which the model is to work on: with --text. There is a built-in one for
+    trying things out. With --merge add up imatrix files, of llama.cpp's older kind, too.
+    """
+    from gemcut import api
+    from gemcut.engine import ModelOptions
+    from gemcut.quantize.coverage import coverage, draw, require_plotting, to_dict
+
+    if merge and (texts or resume):
+        raise click.UsageError("--merge reads no text: it goes without --text and --resume")
+    if not merge and len(files) != 1:
+        raise click.UsageError("say one model, or --merge and imatrix files")
+    if plot:
+        require_plotting()
+    if merge:
+        statistics = api.merge_importance(files, output)
+    else:
+        if not texts:
+            say("no --text: reading the built-in one; text like your own work is better")
+        with steps("reading") as progress:
+            statistics = api.collect_importance(
+                files[0],
+                texts,
+                output,
+                context,
+                chunks,
+                threads,
+                ModelOptions(gpu_layers),
+                parse_special,
+                resume,
+                progress,
+                tell=say,
+            )
+    layers = coverage(statistics)
+    if plot and layers:
+        draw(layers, plot)
+    elif plot:
+        say(f"no expert was counted: {plot} is not drawn")
+    if as_json:
+        numbers = {"chunks": statistics.chunk_count, "context": statistics.chunk_size}
+        print_json({"output": str(output), "coverage": to_dict(layers)} | numbers)
+        return
+    if layers:
+        print_table(_table(layers))
+    tensors = len(statistics.entries)
+    say(f"{output} has {tensors} tensors' importance, of {statistics.chunk_count} chunks")
+
+
+def _table(layers: Sequence["LayerCoverage"]) -> Table:
+    """How the experts of each block were used."""
+    table = Table("block", "experts", "reached", "as many as", "least rows", "median", "most")
+    for column in table.columns:
+        column.justify = "right"
+    for each in layers:
+        ordered = sorted(int(count) for count in each.counts)
+        table.add_row(
+            str(each.layer),
+            str(each.experts),
+            str(each.reached),
+            f"{each.effective:.1f}",
+            *(str(ordered[at]) for at in (0, len(ordered) // 2, -1)),
+        )
+    return table

@@ -1,0 +1,234 @@
+"""Local errors: what a tensor loses in every type, measured on some of its rows.
+
+A row goes through a type and back, encoded as the writer would; the squared difference counts by
+the importance of its column. Encoding is what takes time, so rows are few: a first sample of every
+tensor, and for the candidates whose standard error is too large a second one, as large as the first
+says is needed.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+
+from gemcut import ggml
+from gemcut.convert.model import Tensor
+from gemcut.errors import GemcutError
+from gemcut.quantize.candidates import measured, paddable
+from gemcut.quantize.sample import Doubles, Numbers, Strata
+from gemcut.quantize.tiles import encode_rows
+from gemcut.sensitivity import PARTS, Candidate, LocalError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How much is measured."""
+
+    rows: int = 512  # the most of a tensor, though every expert gives two of each part
+    first: int = 32  # rows of the first sample
+    target: float = 0.03  # relative standard error at which no more are drawn
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A tensor to measure, its candidates, and what its columns and experts count for.
+
+    importance: float32 [matrices, columns], or None: all alike.
+    mass: float64 [matrices], what each expert's error counts for; sums to 1.
+    """
+
+    tensor: Tensor
+    candidates: tuple[Candidate, ...]
+    importance: ggml.Floats | None
+    mass: Doubles
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that could be written as tensors of their own."""
+        return PARTS if ".ffn_gate_up_exps" in self.tensor.name else ()
+
+    @property
+    def strata(self) -> Strata:
+        """Every expert's rows, and of a fused tensor every part's."""
+        count = max(1, len(self.parts))
+        height = self.tensor.rows // self.tensor.matrices // count
+        return Strata(height, np.repeat(self.mass, count) / count)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the source holds rows as they would be written in its own type."""
+        return self.tensor.raw(0, 1) is not None
+
+    def first(self, sampling: Sampling) -> int:
+        """Rows of the first sample."""
+        return min(max(sampling.first, self.strata.least), self.most(sampling))
+
+    def most(self, sampling: Sampling) -> int:
+        """Rows of the largest sample."""
+        return max(sampling.rows, self.strata.least)
+
+    def width(self, candidate: Candidate) -> int:
+        """Length of the rows that the candidate writes."""
+        return candidate.padded_to or self.tensor.columns
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found out about a tensor.
+
+    errors: for "" (the whole tensor) and each of its parts, candidate to error; all relative to
+        the whole, so that the parts' add up.
+    lattice: the share of its groups of 32 that lie on a Q4_0 lattice.
+    """
+
+    errors: Mapping[str, Mapping[str, LocalError]]
+    lattice: float
+
+
+def subject(
+    tensor: Tensor,
+    importance: ggml.Floats | None,
+    mass: Doubles,
+    types: Collection[str] | None = None,
+) -> Subject:
+    """A tensor with its candidates; `types` names the only ones wanted."""
+    pads = paddable(tensor.name)
+    found = measured(tensor.columns, tensor.source_type, importance is not None, pads)
+    wanted = (each for each in found if types is None or each.type.name in types)
+    return Subject(tensor, tuple(wanted), importance, mass)
+
+
+def local_errors(subject: Subject, sampling: Sampling) -> Measured:
+    """Measure a tensor; the same seed draws the same rows, whatever else is measured.
+
+    Raises:
+        EngineError: the weights cannot be encoded.
+        CheckpointError: they cannot be read.
+    """
+    try:
+        return _measured(subject, sampling)
+    except GemcutError as error:  # neither ggml's boundary nor a matrix knows the name
+        raise type(error)(f"{subject.tensor.name}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Rows that were drawn.
+
+    strata, ranks: [n], the stratum of each row, and the how manyth of it was drawn.
+    rows: float32 [n, columns].
+    energies: float64 [n], squared lengths.
+    """
+
+    strata: Numbers
+    ranks: Numbers
+    rows: ggml.Floats
+    energies: Doubles
+
+    def up_to(self, counts: Numbers) -> "_Draw":
+        """Of every stratum only the first so many that were drawn of it."""
+        kept = self.ranks < counts[self.strata]
+        return _Draw(self.strata[kept], self.ranks[kept], self.rows[kept], self.energies[kept])
+
+
+def _measured(subject: Subject, sampling: Sampling) -> Measured:
+    strata = subject.strata
+    random = np.random.default_rng([sampling.seed, crc32(subject.tensor.name.encode())])
+    order = strata.order(random)
+    size = subject.first(sampling)
+    draw = _drawn(subject, order, np.zeros(len(order), np.int64), strata.counts(size))
+    first = {each: _errors(subject, each, draw) for each in subject.candidates}
+    sizes = {}
+    for each, errors in first.items():
+        found = strata.estimate(draw.strata, errors, draw.energies)
+        sizes[each] = _enough(size, found, sampling.target, subject.most(sampling))
+    largest = strata.counts(max(sizes.values(), default=size))
+    more = _drawn(subject, order, strata.counts(size), largest)
+    results: dict[str, dict[str, LocalError]] = {part: {} for part in ("", *subject.parts)}
+    for each, errors in first.items():
+        second = more.up_to(strata.counts(sizes[each]))
+        numbers = np.concatenate([draw.strata, second.strata])
+        energies = np.concatenate([draw.energies, second.energies])
+        errors = np.concatenate([errors, _errors(subject, each, second)])
+        for part, errors_of in results.items():
+            own = np.where(_within(subject, part, numbers), errors, 0)
+            errors_of[str(each)] = strata.estimate(numbers, own, energies)
+    return Measured(results, subject.tensor.lattice)
+
+
+def _enough(size: int, found: LocalError, target: float, most: int) -> int:
+    """How many rows bring the standard error down to the target, as far as can be told."""
+    if found.se <= target * found.mean:
+        return size
+    return int(min(most, np.ceil(size * (found.se / (target * found.mean)) ** 2)))
+
+
+def _within(subject: Subject, part: str, strata: Numbers) -> npt.NDArray[np.bool_]:
+    """Which strata belong to a part; all do to the whole."""
+    if not part:
+        return np.ones(len(strata), bool)
+    own: npt.NDArray[np.bool_] = strata % len(subject.parts) == subject.parts.index(part)
+    return own
+
+
+def _drawn(subject: Subject, order: list[Numbers], start: Numbers, stop: Numbers) -> _Draw:
+    """Of every stratum the rows from one place of the order to another."""
+    counts = stop - start
+    strata = np.repeat(np.arange(len(order)), counts)
+    ranks = np.concatenate([np.arange(*span) for span in zip(start, stop, strict=True)])
+    tensor = subject.tensor
+    numbers = (int(order[stratum][rank]) for stratum, rank in zip(strata, ranks, strict=True))
+    rows = np.empty((len(strata), tensor.columns), np.float32)
+    for row, number in zip(rows, numbers, strict=True):
+        row[:] = tensor.read(number, number + 1)
+    energies = np.empty(len(strata))
+    for span, weights in _matrices(subject, strata):
+        energies[span] = _weighted(rows[span], weights)
+    return _Draw(strata, ranks, rows, energies)
+
+
+def _errors(subject: Subject, candidate: Candidate, draw: _Draw) -> Doubles:
+    """Squared errors [n] of a round trip, weighted by importance."""
+    errors = np.zeros(len(draw.rows))
+    if candidate.type.name == subject.tensor.source_type and subject.is_stored:
+        return errors  # the rows are passed on
+    for span, weights in _matrices(subject, draw.strata):
+        rows = draw.rows[span]
+        back = round_trip(subject.tensor, candidate, rows, weights)
+        errors[span] = _weighted(back - rows, weights)
+    return errors
+
+
+def round_trip(
+    tensor: Tensor, candidate: Candidate, rows: ggml.Floats, importance: ggml.Floats | None
+) -> ggml.Floats:
+    """What rows [n, columns] of one matrix are after being written and read.
+
+    Padding has no importance, and is cut off again. Raises EngineError for what ggml refuses.
+    """
+    columns = rows.shape[1]
+    width = candidate.padded_to or columns
+    if width > columns:
+        rows = np.pad(rows, ((0, 0), (0, width - columns)))
+        importance = None if importance is None else np.pad(importance, (0, width - columns))
+    encoded = encode_rows(tensor, candidate.type, rows, importance)
+    return ggml.dequantize(candidate.type, encoded, width)[:, :columns]
+
+
+def _matrices(subject: Subject, strata: Numbers) -> Iterator[tuple[slice, ggml.Floats | None]]:
+    """Where in a draw each matrix's rows lie, and its columns' importance."""
+    matrices = strata // max(1, len(subject.parts))
+    for matrix in np.unique(matrices):
+        start, stop = np.searchsorted(matrices, (matrix, matrix + 1))
+        importance = subject.importance
+        yield slice(start, stop), None if importance is None else importance[matrix]
+
+
+def _weighted(values: ggml.Floats, importance: ggml.Floats | None) -> Doubles:
+    """Sums of squares [n] over the columns, each times its importance."""
+    weights = np.ones(values.shape[1]) if importance is None else importance
+    sums: Doubles = np.einsum("ij,ij,j->i", values, values, weights, dtype=np.float64)
+    return sums

@@ -1,0 +1,100 @@
+"""The errors of all tensors of a model: which of them, what their experts count for, in a pool."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+
+import numpy as np
+
+from gemcut import ggml
+from gemcut.convert.model import Model, Tensor
+from gemcut.errors import PlanError
+from gemcut.quantize.groups import Groups
+from gemcut.quantize.importance import importance_for
+from gemcut.quantize.local_error import Measured, Sampling, Subject, local_errors, subject
+from gemcut.quantize.sample import Doubles
+from gemcut.quantize.statistics import Statistics, routed_share
+from gemcut.quantize.unfinished import Unfinished
+from gemcut.sensitivity import TensorSensitivity
+
+Progress = Callable[[int, int], None]  # done, and in all
+
+
+def subjects(
+    model: Model, statistics: Statistics | None, types: Collection[str] | None = None
+) -> list[Subject]:
+    """The tensors that may be cut, in the order of their source, with what is to be measured.
+
+    Args:
+        types: the only types to measure; None: all that make sense.
+
+    Raises:
+        PlanError: the statistics are of another model, or a type is unknown.
+    """
+    for name in types or ():
+        ggml.type_named(name)
+    wanted = None if types is None else {name.lower() for name in types}
+    importance = {} if statistics is None else importance_for(statistics, model.tensors)
+    found = [
+        subject(tensor, importance.get(tensor.name), expert_mass(statistics, tensor), wanted)
+        for tensor in sorted(model.tensors, key=lambda tensor: tensor.rank)
+        if not tensor.kept and tensor.quantizable
+    ]
+    if not found:
+        raise PlanError("nothing to measure: no tensor of this model may be cut")
+    return found
+
+
+def expert_mass(statistics: Statistics | None, tensor: Tensor) -> Doubles:
+    """What each expert's error counts for: float64 [matrices], sums to 1.
+
+    The rows that the router sent to it, each times the square of its mean weight where that is
+    known: an expert's output is multiplied with it, and so is its error.
+    """
+    if statistics is None:
+        return np.full(tensor.matrices, 1 / tensor.matrices)
+    mass = routed_share(statistics, tensor.name, tensor.matrices).astype(np.float64)
+    entry = statistics.entry(tensor.name)
+    gates = None if entry is None else entry.gates
+    if entry is not None and gates is not None and len(gates) == tensor.matrices:
+        weighted = mass * (gates / np.maximum(entry.counts, 1)) ** 2
+        mass = weighted if weighted.any() else mass
+    shares: Doubles = mass / mass.sum()
+    return shares
+
+
+def measure_tensors(
+    subjects: Sequence[Subject],
+    groups: Groups,
+    sampling: Sampling,
+    threads: int,
+    unfinished: Unfinished,
+    progress: Progress,
+) -> dict[str, TensorSensitivity]:
+    """The errors of all tensors and their parts, with those that an earlier run has measured.
+
+    Raises:
+        EngineError, CheckpointError: a tensor cannot be encoded or read.
+        OutputError: what is measured cannot be kept.
+    """
+    group_of = {name: group for group, names in groups.items() for name in names}
+    left = [each for each in subjects if each.tensor.name not in unfinished.tensors]
+    progress(len(subjects) - len(left), len(subjects))
+    with ThreadPoolExecutor(threads) as pool:
+        jobs = {pool.submit(local_errors, each, sampling): each.tensor.name for each in left}
+        try:
+            for count, job in enumerate(as_completed(jobs), len(subjects) - len(left) + 1):
+                unfinished.add_tensors(dict(_entries(jobs[job], group_of[jobs[job]], job)))
+                progress(count, len(subjects))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return dict(unfinished.tensors)
+
+
+def _entries(
+    name: str, group: str, job: Future[Measured]
+) -> Iterator[tuple[str, TensorSensitivity]]:
+    measured = job.result()
+    for part, errors in measured.errors.items():
+        entry = TensorSensitivity(group, errors, measured.lattice)
+        yield f"{name}#{part}" if part else name, entry

@@ -1,0 +1,505 @@
+"""What a tensor loses in a type, sampled: right on average, as uncertain as it says, repeatable."""
+
+import json
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemcut import api, ggml
+from gemcut.cli import main
+from gemcut.convert.lazy import Array, Stored
+from gemcut.convert.model import Model, Tensor
+from gemcut.demo.text import held_out_text
+from gemcut.errors import EngineError, OutputError, PlanError, UsageError
+from gemcut.quantize.candidates import measured, paddable
+from gemcut.quantize.forecast import fitted, forecast, speeds
+from gemcut.quantize.identity import digest, fingerprint
+from gemcut.quantize.importance import importance_for
+from gemcut.quantize.local_error import Sampling, local_errors, subject
+from gemcut.quantize.measure import Request
+from gemcut.quantize.statistics import Entry, Statistics, write_statistics
+from gemcut.quantize.tensor_errors import expert_mass, subjects
+from gemcut.sensitivity import Sensitivity
+from tests import checkpoints
+
+CHEAP = ["q4_0", "q8_0", "q2_k", "mxfp4", "bf16"]
+ALL = Sampling(rows=10**9, first=10**9)
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> Model:
+    """The demo's checkpoint."""
+    return api.open_source(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def statistics(model: Model) -> Statistics:
+    """Activations of columns and experts as uneven as real ones; one expert was never reached."""
+    random = np.random.default_rng(3)
+    entries = {}
+    for tensor in model.tensors:
+        if tensor.name.startswith("blk.") and not tensor.kept:
+            counts = np.rint(300 * np.exp(random.standard_normal(tensor.matrices)))
+            counts[1:2] = 0
+            means = np.exp(random.standard_normal((tensor.matrices, tensor.columns)))
+            sums = (counts[:, None] * means).astype(np.float32)
+            entries[tensor.name] = Entry(sums, counts.astype(np.float32))
+    return Statistics(entries, ("random",), 4, 512)
+
+
+@pytest.fixture(scope="module")
+def imatrix(statistics: Statistics, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a file."""
+    path = tmp_path_factory.mktemp("imatrix") / "imatrix.gguf"
+    write_statistics(path, statistics)
+    return path
+
+
+def made(array: np.ndarray, name: str = "blk.0.ffn_down_exps.weight") -> Tensor:
+    """A tensor of these values."""
+    values = np.ascontiguousarray(array, np.float32)
+    matrices = values.reshape(-1, *values.shape[-2:])
+    return Tensor(
+        name, values.shape, "f32", lambda: Array(values.shape, tuple(map(Stored, matrices)))
+    )
+
+
+def random_tensor(*shape: int, name: str = "blk.0.ffn_down_exps.weight", seed: int = 0) -> Tensor:
+    """A tensor of random values, whose rows are of various lengths."""
+    random = np.random.default_rng(seed)
+    scale = np.exp(0.3 * random.standard_normal((*shape[:-1], 1)))
+    return made(scale * random.standard_normal(shape), name)
+
+
+def uniform(tensor: Tensor) -> np.ndarray:
+    """A mass that is the same for all experts."""
+    return np.full(tensor.matrices, 1 / tensor.matrices)
+
+
+def test_sampled_errors_are_as_far_off_as_they_say(model, statistics):
+    """Over all tensors and types, deviations in units of the standard error are those of chance."""
+    deviations = []
+    for each in subjects(model, statistics, CHEAP[:4]):
+        exact = local_errors(each, ALL)
+        for seed in range(2):
+            sampled = local_errors(each, Sampling(seed=seed))
+            for part, errors in sampled.errors.items():
+                for name, error in errors.items():
+                    true = exact.errors[part][name]
+                    assert true.se == 0
+                    if error.se:
+                        deviations.append((error.mean - true.mean) / error.se)
+    found = np.array(deviations)
+
+    assert len(found) > 300
+    assert 0.92 < (np.abs(found) < 2).mean() < 0.98
+    assert 0.9 < found.std() < 1.15
+    assert abs(found.mean()) < 0.15
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q5_1", "q4_k", "q6_k"])
+def test_exhaustive_errors_are_those_of_gguf_pys_decoder(kind, model, statistics):
+    """Sums over all rows, weighted by column and by expert, computed here anew."""
+    tensor = next(t for t in model.tensors if t.name == "blk.2.ffn_gate_up_exps.weight")
+    importance = importance_for(statistics, [tensor])[tensor.name]
+    rows = tensor.read(0, tensor.rows).reshape(tensor.shape)
+    counts = statistics.entries[tensor.name].counts.astype(np.float64)
+    encoded = [
+        ggml.quantize(ggml.type_named(kind), each, weights)
+        for each, weights in zip(rows, importance, strict=True)
+    ]
+    back = gguf.quants.dequantize(np.stack(encoded), gguf.GGMLQuantizationType[kind.upper()])
+    weights = counts[:, None, None] * importance[:, None, :].astype(np.float64)
+    wanted = (weights * (back.astype(np.float64) - rows) ** 2).sum() / (weights * rows**2).sum()
+
+    (each,) = subjects(replace(model, tensors=(tensor,)), statistics, [kind])
+    found = local_errors(each, ALL).errors[""][kind]
+
+    assert found.mean == pytest.approx(wanted, rel=1e-5)
+    assert found.se == 0
+
+
+def test_the_errors_of_gate_and_up_add_up(model, statistics):
+    for each in subjects(model, statistics, ["q4_0", "q2_k"]):
+        if "ffn_gate_up_exps" in each.tensor.name:
+            errors = local_errors(each, Sampling()).errors
+            assert {"", "gate", "up"} == errors.keys()
+            for kind, whole in errors[""].items():
+                parts = errors["gate"][kind].mean + errors["up"][kind].mean
+                assert whole.mean == pytest.approx(parts, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["q4_k", "q6_k", "iq4_xs", "q2_k", "iq2_xxs", "iq3_xxs"])
+def test_a_padded_candidate_is_the_padded_tensor(kind):
+    """Columns of zeros without importance, and the same error as of a tensor that has them."""
+    tensor = random_tensor(3, 16, 704)
+    importance = np.exp(np.random.default_rng(1).standard_normal((3, 704))).astype(np.float32)
+    wide = made(np.pad(tensor.read(0, 48), ((0, 0), (0, 64))).reshape(3, 16, 768))
+    weights = np.pad(importance, ((0, 0), (0, 64)))
+
+    padded = local_errors(subject(tensor, importance, uniform(tensor), [kind]), ALL)
+    found = local_errors(subject(wide, weights, uniform(wide), [kind]), ALL)
+
+    assert padded.errors[""][f"{kind}@768"].mean == pytest.approx(found.errors[""][kind].mean)
+    assert kind not in padded.errors[""]
+
+
+def test_candidates_fit_the_rows_and_the_source():
+    """Blocks divide rows; nothing is larger than the source; importance is there where needed."""
+    plain = {str(each) for each in measured(704, "bf16", False, False)}
+    padded = {str(each) for each in measured(704, "bf16", True, True)}
+    small = {str(each) for each in measured(2816, "q8_0", True, True)}
+
+    assert {"q4_0", "q5_1", "iq4_nl", "mxfp4", "q2_0", "q8_0", "bf16", "f16"} <= plain
+    assert not any(ggml.type_named(name).block == 256 for name in plain)
+    assert {f"{name}@768" for name in ("q4_k", "iq2_xxs", "iq1_s", "iq1_m", "iq3_s")} <= padded
+    assert plain < padded
+    assert "q8_0" in small and not {"bf16", "f16", "f32", "q4_k@2816"} & small
+    assert paddable("blk.0.ffn_down_exps.weight") and paddable("blk.0.ffn_down.weight")
+    assert not paddable("blk.0.attn_output.weight") and not paddable("blk.0.ffn_up.weight")
+
+
+def test_the_sources_own_type_loses_nothing(model):
+    """And a 16-bit type of another kind what it rounds."""
+    tensor = random_tensor(1, 32, 64)
+
+    errors = local_errors(subject(tensor, None, uniform(tensor)), ALL).errors[""]
+
+    assert errors["f32"].mean == 0
+    assert 0 < errors["f16"].mean < errors["bf16"].mean < 1e-5
+
+
+def test_a_heavily_routed_expert_counts_for_more():
+    """One expert of long rows in a coarse grid, another of exact zeros and ones."""
+    rows = np.random.default_rng(0).standard_normal((2, 64, 32))
+    rows[1] = np.sign(rows[1])
+    tensor = made(rows)
+
+    def error(share: float) -> float:
+        each = subject(tensor, None, np.array([share, 1 - share]), ["q8_0"])
+        return local_errors(each, ALL).errors[""]["q8_0"].mean
+
+    assert 0 < error(0.1) < error(0.5) < error(0.9) < error(1.0)
+    draws = subject(tensor, None, np.array([0.9, 0.1]), ["q8_0"]).strata.counts(32)
+    assert [29, 3] == draws.tolist()
+
+
+def test_more_rows_are_drawn_where_errors_differ_more():
+    """A second sample is as large as the first one says is needed."""
+    rows = np.random.default_rng(0).standard_normal((4096, 32))
+    rows[1::2] = 1  # which Q4_0 holds exactly
+    tensor = made(rows)
+    each = subject(tensor, None, uniform(tensor), ["q4_0"])
+
+    rough = local_errors(each, Sampling(rows=32)).errors[""]["q4_0"]
+    fine = local_errors(each, Sampling(rows=4096)).errors[""]["q4_0"]
+
+    assert rough.se > 0.06 * rough.mean
+    assert 0.02 * fine.mean < fine.se < 0.045 * fine.mean
+
+
+@given(
+    st.lists(st.integers(0, 100), min_size=1, max_size=6).filter(any),
+    st.integers(1, 40),
+    st.integers(1, 300),
+)
+def test_every_expert_gives_at_least_two_rows(masses, height, rows):
+    """Or all that it has; and no more than it has."""
+    tensor = random_tensor(len(masses), height, 32)
+    each = subject(tensor, None, np.array(masses) / sum(masses), ["q8_0"])
+
+    counts = each.strata.counts(rows)
+
+    assert ((counts >= min(2, height)) & (counts <= height)).all()
+    assert rows < tensor.rows or (counts == height).all()
+
+
+@pytest.mark.parametrize("shape", [(4, 32), (1, 1, 32), (3, 1, 64), (2, 2, 32)])
+def test_the_smallest_tensors_are_measured_whole(shape):
+    tensor = random_tensor(*shape)
+
+    error = local_errors(subject(tensor, None, uniform(tensor), ["q4_0"]), Sampling()).errors[""]
+
+    assert error["q4_0"].mean > 0
+    assert prod(shape[:-1]) > 32 or error["q4_0"].se == 0
+
+
+def test_a_tensor_of_zeros_loses_nothing():
+    tensor = made(np.zeros((2, 8, 32)))
+
+    errors = local_errors(subject(tensor, None, uniform(tensor), CHEAP), Sampling()).errors[""]
+
+    assert {(0.0, 0.0)} == {(error.mean, error.se) for error in errors.values()}
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    tensor = made(np.full((4, 32), np.nan))
+
+    with pytest.raises(EngineError, match="blk.0.ffn_down_exps.weight: the weights hold NaN"):
+        local_errors(subject(tensor, None, uniform(tensor), ["q4_0"]), Sampling())
+
+
+def test_the_weights_of_the_router_count_squared():
+    """An expert's output is multiplied by its gate weight, and its squared error by the square."""
+    tensor = random_tensor(2, 4, 32)
+    sums, counts = np.ones((2, 32), np.float32), np.array([10, 30], np.float32)
+    routed = Statistics({tensor.name: Entry(sums, counts)})
+    gated = Statistics({tensor.name: Entry(sums, counts, np.array([5, 3], np.float32))})
+
+    assert [0.5, 0.5] == expert_mass(None, tensor).tolist()
+    assert expert_mass(routed, tensor) == pytest.approx([0.25, 0.75])
+    # 10 rows at a half, 30 rows at a tenth
+    assert expert_mass(gated, tensor) == pytest.approx(np.array([2.5, 0.3]) / 2.8)
+
+
+def measure(
+    model: Model, output: Path, imatrix: Path | None, seed: int = 0, **options: object
+) -> Sensitivity:
+    """Measure a few types, on one thread."""
+    request = Request(Sampling(seed=seed), CHEAP)
+    return api.measure_sensitivity(model, output, imatrix, request, threads=1, **options)  # type: ignore[arg-type]
+
+
+def test_the_file_says_everything(model, imatrix, statistics, tmp_path):
+    """All tensors that may be cut and their parts, weights of all groups, what it was made from."""
+    lines: list[str] = []
+
+    found = measure(model, tmp_path / "s.json", imatrix, tell=lines.append)
+
+    assert found == Sensitivity.read(tmp_path / "s.json")
+    cuttable = {t.name for t in model.tensors if not t.kept and t.quantizable}
+    parts = {f"{n}#{p}" for n in cuttable if "gate_up" in n for p in ("gate", "up")}
+    assert cuttable | parts == found.tensors.keys()
+    assert ["s.json"] == [path.name for path in tmp_path.iterdir()]
+    assert (fingerprint(model), digest(statistics), None) == (
+        found.source,
+        found.imatrix,
+        found.text,
+    )
+    assert {"prior"} == {group.source for group in found.groups.values()}
+    assert "experts_down/0-0" in found.groups
+    assert all(error.se <= 0.1 * error.mean for error in by_role_errors(found))
+    assert "measuring 53 tensors in 5 types" in lines[0]
+    kld, se = found.predict(dict.fromkeys(cuttable, "q4_0"))
+    assert 0 < kld < 1 and 0 < se < kld
+    assert found.predict(dict.fromkeys(cuttable, "q8_0"))[0] < kld / 50
+    assert (0, 0) == found.predict(dict.fromkeys(cuttable, "bf16"))
+
+
+def by_role_errors(found: Sensitivity):
+    """The errors of whole tensors in blocks, which have importance."""
+    tensors = ((name, tensor) for name, tensor in found.tensors.items() if "ffn_down" not in name)
+    return [
+        e for name, t in tensors if "#" not in name and "blk" in name for e in t.errors.values()
+    ]
+
+
+def test_threads_and_order_change_nothing(model, imatrix, tmp_path):
+    measure(model, tmp_path / "a.json", imatrix)
+    turned = replace(model, tensors=model.tensors[::-1])
+    request = Request(types=CHEAP[::-1])
+    api.measure_sensitivity(turned, tmp_path / "b.json", imatrix, request, threads=2)
+    other = measure(model, tmp_path / "c.json", imatrix, seed=1)
+
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert other.tensors != Sensitivity.read(tmp_path / "a.json").tensors
+
+
+class Interrupted(Exception):
+    """Stands for a signal."""
+
+
+def interrupt(model: Model, output: Path, imatrix: Path, after: int) -> list[str]:
+    """Begin to measure, and stop after so many tensors; what was told."""
+    lines: list[str] = []
+
+    def stop(done: int, total: int) -> None:
+        if done == after:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        measure(model, output, imatrix, progress=stop, tell=lines.append)
+    return lines
+
+
+def test_interrupted_measuring_is_continued(model, imatrix, tmp_path, monkeypatch):
+    """What was measured is not measured again, and the result is the same to the byte."""
+    output = tmp_path / "s.json"
+    measure(model, tmp_path / "whole.json", imatrix)
+    assert (
+        "s.json: what was measured is kept: --resume continues"
+        == interrupt(model, output, imatrix, 20)[-1]
+    )
+    calls: list[str] = []
+
+    def counted(each, sampling):
+        calls.append(each.tensor.name)
+        return local_errors(each, sampling)
+
+    monkeypatch.setattr("gemcut.quantize.tensor_errors.local_errors", counted)
+
+    measure(model, output, imatrix, resume=True)
+
+    assert 33 == len(calls)
+    assert output.read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert ["s.json", "whole.json"] == sorted(path.name for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cut", [1, 40, 2000])
+def test_a_torn_record_is_continued_before_the_tear(cut, model, imatrix, tmp_path):
+    output, record = tmp_path / "s.json", tmp_path / ".s.json.unfinished"
+    measure(model, tmp_path / "whole.json", imatrix)
+    interrupt(model, output, imatrix, 4)
+    record.write_bytes(record.read_bytes()[:-cut])
+
+    measure(model, output, imatrix, resume=True)
+
+    assert output.read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
+def test_without_resume_it_begins_anew_and_other_work_is_not_resumed(model, imatrix, tmp_path):
+    output = tmp_path / "s.json"
+    interrupt(model, output, imatrix, 4)
+
+    with pytest.raises(OutputError, match="unfinished work of another source, importance or set"):
+        measure(model, output, None, resume=True)
+    with pytest.raises(OutputError, match="unfinished work of another"):
+        measure(model, output, imatrix, seed=1, resume=True)
+
+    done: list[int] = []
+    measure(model, output, imatrix, progress=lambda now, total: done.append(now))
+    assert list(range(54)) == done
+
+
+def test_a_fingerprint_knows_a_model_wherever_it_lies(model, bf16, checkpoint, tmp_path):
+    """A checkpoint and its 16-bit GGUF are one model, another seed's weights are not."""
+    build = checkpoints.build
+    one = api.open_source(build(tmp_path / "one", checkpoint))
+    other = api.open_source(build(tmp_path / "other", checkpoint, checkpoints.Recipe(seed=1)))
+
+    assert fingerprint(model) == fingerprint(api.open_source(bf16))
+    assert 3 == len({fingerprint(model), fingerprint(one), fingerprint(other)})
+
+
+def test_fewer_rows_are_taken_when_time_is_short(model, statistics):
+    """The most that may be needed fits into the time, or it is said what is needed at least."""
+    found = subjects(model, statistics, CHEAP)
+    known = dict.fromkeys(CHEAP, 1e6)
+    whole = forecast(found, Sampling(), known, 1)
+
+    small = fitted(found, Sampling(), known, 1, whole.most / 4)
+
+    assert small.first <= small.rows < Sampling.rows
+    assert forecast(found, small, known, 2).most <= whole.most / 8
+    assert fitted(found, Sampling(), known, 1, whole.most) == Sampling()
+    with pytest.raises(UsageError, match="measuring takes at least .* minutes here"):
+        fitted(found, Sampling(), known, 1, 1e-9)
+
+
+def test_speeds_are_those_of_this_machine(model, statistics):
+    found = speeds(each for s in subjects(model, statistics, CHEAP) for each in s.candidates)
+
+    assert set(CHEAP) == found.keys()
+    assert found["q8_0"] > found["q2_k"] > 0
+
+
+def test_what_is_not_this_models_is_refused(model, statistics, checkpoint, tmp_path):
+    stranger = checkpoints.build(tmp_path / "x", checkpoint, checkpoints.Recipe(hidden=512))
+    none = replace(model, tensors=tuple(t for t in model.tensors if t.kept))
+
+    with pytest.raises(PlanError, match="it was made for another model"):
+        subjects(api.open_source(stranger), statistics)
+    with pytest.raises(PlanError, match="unknown type 'q4_z'"):
+        subjects(model, None, ["q4_z"])
+    with pytest.raises(PlanError, match="nothing to measure"):
+        subjects(none, None)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few chunks of what the demo's model was trained for."""
+    path: Path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(held_out_text()[:6000], encoding="utf-8")
+    return path
+
+
+def test_probing_replaces_the_priors(model, imatrix, q8_0, text, tmp_path):
+    """Errors stay what they are; groups and their weights are measured; interrupted, it goes on."""
+    request = Request(types=CHEAP, probing=api.probing(q8_0, [text], chunks=2, n_ctx=64))
+    plain = measure(model, tmp_path / "plain.json", imatrix)
+    lines: list[str] = []
+
+    def stop(done: int, total: int) -> None:
+        if any("probing" in line for line in lines) and done == total - 5:
+            raise Interrupted
+
+    arguments = (model, tmp_path / "s.json", imatrix, request, 1)
+    with pytest.raises(Interrupted):
+        api.measure_sensitivity(*arguments, progress=stop, tell=lines.append)
+    told: list[int] = []
+    found = api.measure_sensitivity(
+        *arguments, True, lambda done, _: told.append(done), lines.append
+    )
+
+    assert "probing 6 of 53 groups" in lines[-1]
+    assert {"probe"} == {group.source for group in found.groups.values()}
+    assert found.text and plain.text is None
+    assert 2 == found.settings["probe_chunks"]
+    assert found == Sensitivity.read(tmp_path / "s.json")
+    for name, tensor in found.tensors.items():
+        assert tensor.errors == plain.tensors[name].errors
+        assert tensor.group in found.groups
+    whole = api.measure_sensitivity(model, tmp_path / "w.json", imatrix, request, 1)
+    assert whole.groups.keys() == found.groups.keys()
+
+
+def run(*arguments: object):
+    """Run gemcut as from a shell."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_the_command_measures_and_tells(checkpoint, imatrix, tmp_path):
+    """A table of roles and types, and what of it is a prior."""
+    output = tmp_path / "s.json"
+    command = ["measure", checkpoint, "--imatrix", imatrix, "-o", output, "-t", 1]
+
+    result = run(*command, "--types", "q4_0,q4_k")
+    document = json.loads(run(*command, "--types", "q4_0,q4_k", "--json").stdout)
+
+    assert result.exit_code == 0, result.stderr
+    assert "experts down" in result.stdout and "q4_k@256" in result.stdout
+    assert "is a prior: believed, not measured" in result.stderr
+    assert {"mean", "deviation", "count"} == document["roles"]["attention"]["q4_k"].keys()
+    assert (
+        "q4_0 q4_k" == document["settings"]["types"] == Sensitivity.read(output).settings["types"]
+    )
+
+
+def test_bad_input_is_one_line(checkpoint, imatrix, tmp_path):
+    """Of the command too: a truncated imatrix, an unknown type, too few minutes, a bad output."""
+    torn = tmp_path / "torn.gguf"
+    torn.write_bytes(imatrix.read_bytes()[:-40])
+    command = ["measure", checkpoint, "-o", tmp_path / "s.json", "--types", "q8_0"]
+
+    assert 2 == run(*command, "--text", torn).exit_code
+    for options, words in {
+        ("--imatrix", torn): "truncated",
+        ("--imatrix", checkpoint / "config.json"): "config.json",
+        ("--types", "q4_z"): "unknown type 'q4_z'",
+        ("--minutes", "1e-9"): "measuring takes at least",
+        ("-o", tmp_path): "is a folder",
+        ("-o", tmp_path / "none" / "s.json"): "cannot be written",
+        ("-o", checkpoint / "config.json"): "belongs to the checkpoint",
+    }.items():
+        result = run(*command, *options)
+        assert isinstance(result.exception, SystemExit)
+        assert result.exit_code and words in result.stderr, (options, result.stderr)
+        assert 1 == len(result.stderr.strip().splitlines()) or "--minutes" in options
+    assert ["torn.gguf"] == [path.name for path in tmp_path.iterdir()]
