@@ -32,7 +32,7 @@ MAY_IMPORT = {
 CLI = re.compile(r"gemcut/cli(\.py|/.*)")
 LLAMA = re.compile(r"gemcut/llama(\.py|/.*)")
 # The modules on top of the rooms: they may import all, and no room imports them.
-TOP = re.compile(rf"{CLI.pattern}|gemcut/(api|__main__|demo/walk)\.py")
+TOP = re.compile(rf"{CLI.pattern}|gemcut/(api/.*|__main__\.py|demo/walk\.py)")
 TOP_MODULE = re.compile(r"gemcut\.(api|cli|__main__|demo\.walk)(\..*)?")
 # Where alone a module outside gemcut may be imported at all.
 ONLY_IN = {
@@ -135,13 +135,13 @@ BREACHES = [
     ("eval/report.py", "from .score import Score"),
     ("eval/report.py", "from eval import score"),
     ("runtime/chat.py", "import click"),
-    ("gemcut/api.py", "from click import echo"),
+    ("gemcut/api/cutting.py", "from click import echo"),
     ("runtime/probe.py", "import ctypes"),
     ("gemcut/cli.py", "from ctypes import c_int"),
     ("convert/reader.py", "import torch"),
     ("eval/report.py", "import transformers"),
     ("eval/report.py", "print('done')"),
-    ("gemcut/api.py", "show = print"),
+    ("gemcut/api/cutting.py", "show = print"),
 ]
 FRAMES = [
     "def f():\n{}",
@@ -166,7 +166,10 @@ def test_a_planted_breach_is_found(breach, frames):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("gemcut/api.py", "def convert_checkpoint():\n    from gemcut.convert import writer"),
+        (
+            "gemcut/api/cutting.py",
+            "def convert_checkpoint():\n    from gemcut.convert import writer",
+        ),
         ("gemcut/cli/evaluate.py", "import click\nprint('done')"),
         ("gemcut/ggml.py", "import ctypes"),
         ("gemcut/llama.py", "import ctypes\nimport llama_cpp"),
