@@ -10,7 +10,7 @@ CMAKE_ARGS ?= $(REMEMBERED)
 export CMAKE_ARGS
 
 # Those that run without arguments; they find llama.cpp's tools in the folder $$PEERS.
-BENCHMARKS := bench/quantize.py bench/perplexity.py
+BENCHMARKS := bench/quantize.py bench/perplexity.py bench/imatrix.py bench/sensitivity.py
 
 .PHONY: help setup demo test lint bench build clean FORCE
 
@@ -31,7 +31,7 @@ lint: $(READY) ## formatting, lint and types
 	.venv/bin/mypy
 
 bench: $(READY) ## compare with llama.cpp's own tools (builds them first)
-	@PEERS=$$(bench/peers.sh) && export PEERS && for script in $(BENCHMARKS); do \
+	@PEERS=$$(bench/peers.sh) && export PEERS && export PYTHONPATH=. && for script in $(BENCHMARKS); do \
 	    echo "$$script"; .venv/bin/python "$$script" || exit 1; \
 	done
 
