@@ -17,7 +17,7 @@ from gemcut.quantize.identity import digest, fingerprint
 from gemcut.quantize.importance import Importance, importance_for
 from gemcut.quantize.local_error import Sampling, Subject
 from gemcut.quantize.priors import prior_weights
-from gemcut.quantize.probe import Probe, Sample, open_probe
+from gemcut.quantize.probe import Probe, Sample, check_probe, open_probe
 from gemcut.quantize.reweigh import probe_sensitivity
 from gemcut.quantize.roles import role_of
 from gemcut.quantize.statistics import Statistics
@@ -98,6 +98,9 @@ def measure_model(
         {"engine": PINNED} | ({"types": " ".join(sorted(request.types))} if request.types else {}),
         prior_weights(model, groups),
     )
+    if request.probing:  # now, rather than after minutes of measuring
+        needed = _checked(request.probing, model, threads)
+        tell(f"the probe will take {needed / 1e9:.1f} GB of memory")
     with Unfinished(output, _key(frame, request), resume) as unfinished:
         tell(_described(wanted, forecast(wanted, sampling, known, threads)))
         try:
@@ -150,6 +153,18 @@ def _opened(probing: Probing, model: Model, importance: Importance | None, threa
         probing.text,
         model,
         importance,
+        probing.sample,
+        probing.options,
+        threads,
+        probing.parse_special,
+    )
+
+
+def _checked(probing: Probing, model: Model, threads: int) -> int:
+    return check_probe(
+        probing.path,
+        probing.text,
+        model,
         probing.sample,
         probing.options,
         threads,

@@ -159,8 +159,7 @@ def open_probe(
     """
     sample, threads = sample or Sample(), threads or default_threads()
     options = replace(options or ModelOptions(), load_mode="none", repack=False)
-    base = open_gguf(path, Reading(requantize=True, nonfinite=True))
-    check_alike(base, source or base)
+    base = _base(path, source)
     check_memory(base, sample, options, threads)
     loaded = llama.Model.load(path, options)
     try:
@@ -171,6 +170,33 @@ def open_probe(
     except BaseException:
         loaded.close()
         raise
+
+
+def check_probe(
+    path: Path,
+    text: str,
+    source: Model,
+    sample: Sample,
+    options: ModelOptions | None = None,
+    threads: int = 1,
+    parse_special: bool = False,
+) -> int:
+    """Bytes of memory that probing will take; what would end it later ends it here.
+
+    Raises:
+        GGUFError, EngineError, TextError: see `open_probe`.
+    """
+    base = _base(path, source)
+    check_memory(base, sample, options or ModelOptions(), threads)
+    with llama.Model.load(path, ModelOptions(vocab_only=True)) as vocabulary:
+        sample.cut(vocabulary.tokenize(text, parse_special=parse_special), None)
+    return memory_needed(base, sample, threads)
+
+
+def _base(path: Path, source: Model | None) -> Model:
+    base = open_gguf(path, Reading(requantize=True, nonfinite=True))
+    check_alike(base, source or base)
+    return base
 
 
 def memory_needed(base: Model, sample: Sample, threads: int) -> int:

@@ -17,7 +17,7 @@ from gemcut.cli import main
 from gemcut.convert.lazy import Array, Stored
 from gemcut.convert.model import Model, Tensor
 from gemcut.demo.text import held_out_text
-from gemcut.errors import EngineError, OutputError, PlanError, UsageError
+from gemcut.errors import EngineError, OutputError, PlanError, TextError, UsageError
 from gemcut.quantize.candidates import measured, paddable
 from gemcut.quantize.forecast import fitted, forecast, speeds
 from gemcut.quantize.identity import digest, fingerprint
@@ -503,3 +503,18 @@ def test_bad_input_is_one_line(checkpoint, imatrix, tmp_path):
         assert result.exit_code and words in result.stderr, (options, result.stderr)
         assert 1 == len(result.stderr.strip().splitlines()) or "--minutes" in options
     assert ["torn.gguf"] == [path.name for path in tmp_path.iterdir()]
+
+
+def test_what_would_end_a_probe_ends_the_measurement_first(checkpoint, q8_0, tmp_path):
+    """A text that is too short is found out before minutes of measuring, and nothing is left."""
+    text = tmp_path / "short.txt"
+    text.write_text("def f(): pass")
+    told: list[str] = []
+    request = Request(probing=api.probing(q8_0, [text]))
+
+    with pytest.raises(TextError, match="too short"):
+        api.measure_sensitivity(
+            api.open_source(checkpoint), tmp_path / "s.json", request=request, tell=told.append
+        )
+    assert [text] == list(tmp_path.iterdir())
+    assert not any("measuring" in line for line in told)
