@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gemcut.errors import TextError
+from gemcut.errors import TextError, UsageError
 
 Tokens = NDArray[np.int32]
 
@@ -63,8 +63,12 @@ class Text:
 def cut(tokens: Tokens, n_ctx: int, limit: int | None, bos: int | None, name: str) -> Tokens:
     """The chunks of a tokenised text: [n_chunks, n_ctx], at most `limit`, BOS put in place.
 
-    Raises TextError if the text `name` has fewer than two chunks of tokens.
+    Raises:
+        TextError: the text `name` has fewer than two chunks of tokens.
+        UsageError: a chunk of so few tokens predicts none.
     """
+    if n_ctx < 2:
+        raise UsageError(f"a context of {n_ctx} tokens: wanted 2 or more")
     wanted = MIN_CHUNKS * n_ctx
     if len(tokens) < wanted:
         raise TextError(

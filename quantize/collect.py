@@ -48,8 +48,11 @@ class Unfinished:
         """What is there; nothing, if nothing is there.
 
         Raises:
-            OutputError: it is not to be continued, or it belongs to another collection.
+            OutputError: it is not to be continued, or it belongs to another collection; or there
+                is no folder for it.
         """
+        if not self.path.parent.is_dir():
+            raise OutputError(f"{self.path}: cannot be written: make the folder first")
         if not self.path.exists():
             return Statistics({})
         if not resume:

@@ -73,8 +73,8 @@ def fitted(
         if sampling.rows // 2 < _FEWEST:
             least = forecast(subjects, sampling, speeds, threads).most
             raise UsageError(
-                f"measuring takes at least {least / 60:.1f} minutes here, wanted "
-                f"{seconds / 60:.1f}: allow more, or name fewer types"
+                f"measuring takes at least {least / 60:.2g} minutes here, wanted "
+                f"{seconds / 60:.2g}: allow more, or name fewer types"
             )
         rows = sampling.rows // 2
         sampling = replace(sampling, rows=rows, first=min(sampling.first, rows))

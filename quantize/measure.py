@@ -11,6 +11,7 @@ from time import monotonic
 from gemcut import __version__
 from gemcut.convert.model import Model
 from gemcut.engine import PINNED, ModelOptions
+from gemcut.errors import UsageError
 from gemcut.quantize.forecast import Forecast, Speeds, fitted, forecast, speeds
 from gemcut.quantize.groups import group_tensors
 from gemcut.quantize.identity import digest, fingerprint
@@ -79,7 +80,7 @@ def measure_model(
 
     Raises:
         UsageError: no measurement takes so few minutes.
-        PlanError: the statistics are of another model, or a type is unknown.
+        PlanError: the statistics are of another model, or a type is unknown or unsuitable.
         OutputError: the file cannot be written, or other work is to be resumed.
         EngineError, CheckpointError: a tensor cannot be encoded or read.
         GGUFError, TextError: the file to probe, or the text, is not what is needed.
@@ -123,6 +124,8 @@ def measure_model(
         except BaseException:
             if unfinished.tensors:
                 tell(f"{output.name}: what was measured is kept: --resume continues")
+            else:
+                unfinished.remove()
             raise
         found.write(output)
         unfinished.remove()
@@ -135,6 +138,8 @@ def _sampling(
     """As asked for, or of fewer rows for want of time; probing gets half of that."""
     if request.minutes is None:
         return request.sampling
+    if not request.minutes > 0:
+        raise UsageError(f"{request.minutes} minutes: wanted more than 0")
     seconds = 60 * request.minutes / (2 if request.probing else 1)
     return fitted(subjects, request.sampling, speeds, threads, seconds)
 

@@ -22,7 +22,7 @@ from gemcut.errors import EngineError, TextError, UsageError
 from gemcut.quantize import reference
 from gemcut.quantize.importance import Importance
 from gemcut.quantize.reference import Reference
-from gemcut.quantize.swapping import Change, Swapper, check_alike
+from gemcut.quantize.swapping import Change, Swapper, check_alike, check_types
 from gemcut.runtime.machine import inspect_machine
 from gemcut.score import Floats
 
@@ -196,6 +196,7 @@ def check_probe(
 def _base(path: Path, source: Model | None) -> Model:
     base = open_gguf(path, Reading(requantize=True, nonfinite=True))
     check_alike(base, source or base)
+    check_types(base)
     return base
 
 

@@ -137,8 +137,8 @@ def _affordable(
     if seconds is None:
         raise SensitivityError(f"{min(known)}: known of another model, or in other groups")
     raise UsageError(
-        f"probing takes {seconds / 60:.1f} minutes at least, wanted {minutes}: allow more, or read "
-        "fewer chunks"
+        f"probing takes {seconds / 60:.2g} minutes at least, wanted {minutes:.2g}: allow more, "
+        "or read fewer chunks"
     )
 
 

@@ -108,7 +108,7 @@ def routed_share(statistics: Statistics, name: str, matrices: int | None = None)
     """
     entry = statistics.entry(name)
     wanted = matrices or (len(entry.counts) if entry else 1)
-    if entry is None or len(entry.counts) != wanted or not entry.counts.sum() > 0:
+    if entry is None or len(entry.counts) != wanted or not entry.counts.any():
         return np.full(wanted, 1 / wanted, np.float32)
     share: ggml.Floats = (entry.counts / entry.counts.sum(dtype=np.float64)).astype(np.float32)
     return share

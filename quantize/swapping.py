@@ -66,10 +66,11 @@ class Swapper:
         """
         _check_options(loaded)
         check_alike(base, source or base)
+        check_types(base)
         self._places = find_weights(loaded)
         self._base = {t.name: t for t in base.tensors if t.quantizable and t.name in self._places}
         for tensor in self._base.values():
-            _check_base(tensor, self._places[tensor.name])
+            _check_layout(tensor, self._places[tensor.name])
         self._source = {tensor.name: tensor for tensor in (source or base).tensors}
         self._importance, self.threads = importance or {}, threads
 
@@ -177,13 +178,18 @@ def _check_options(loaded: llama.Model) -> None:
         )
 
 
-def _check_base(tensor: Tensor, places: Collection[llama.Tensor]) -> None:
+def check_types(base: Model) -> None:
+    """Raise EngineError if a weight is kept too coarsely to show another error."""
+    for tensor in base.tensors:
+        if tensor.quantizable and tensor.source_type not in BASES:
+            raise EngineError(
+                f"{tensor.name}: {tensor.source_type} in the loaded file, wanted "
+                f"{' or '.join(BASES)}: a coarser type hides the errors that are to be measured"
+            )
+
+
+def _check_layout(tensor: Tensor, places: Collection[llama.Tensor]) -> None:
     kind = ggml.type_named(tensor.source_type)
-    if kind.name not in BASES:
-        raise EngineError(
-            f"{tensor.name}: {kind} in the loaded file, wanted {' or '.join(BASES)}: "
-            "a coarser type hides the errors that are to be measured"
-        )
     size = tensor.rows * kind.row_bytes(tensor.columns)
     if any((place.type_id, place.nbytes) != (kind.id, size) for place in places):
         raise EngineError(f"{tensor.name}: llama.cpp keeps it in another layout than its file")

@@ -28,7 +28,7 @@ def subjects(
         types: the only types to measure; None: all that make sense.
 
     Raises:
-        PlanError: the statistics are of another model, or a type is unknown.
+        PlanError: the statistics are of another model, or no tensor can have one of the types.
     """
     for name in types or ():
         ggml.type_named(name)
@@ -41,6 +41,12 @@ def subjects(
     ]
     if not found:
         raise PlanError("nothing to measure: no tensor of this model may be cut")
+    possible = {candidate.type.name for each in found for candidate in each.candidates}
+    if unsuitable := sorted((wanted or set()) - possible):
+        raise PlanError(
+            f"{', '.join(unsuitable)}: no tensor can be measured in it: it is larger than the "
+            "source, does not fit any row, or needs an importance matrix (--imatrix)"
+        )
     return found
 
 
@@ -56,7 +62,7 @@ def expert_mass(statistics: Statistics | None, tensor: Tensor) -> Doubles:
     entry = statistics.entry(tensor.name)
     gates = None if entry is None else entry.gates
     if entry is not None and gates is not None and len(gates) == tensor.matrices:
-        weighted = mass * (gates / np.maximum(entry.counts, 1)) ** 2
+        weighted = mass * (gates / np.maximum(entry.counts, 1).astype(np.float64)) ** 2
         mass = weighted if weighted.any() else mass
     shares: Doubles = mass / mass.sum()
     return shares

@@ -163,3 +163,41 @@ def test_doctor_names_backends_and_versions():
 
     assert "CPU" in found["backends"]
     assert "llama-cpp-python" in run("doctor").stdout
+
+
+def test_nothing_that_is_read_is_written(checkpoint: Path, q8_0: Path, tmp_path: Path):
+    """Neither a model, a text, a plan nor an imatrix; nor is a missing folder found out late."""
+    text, plan = tmp_path / "text.txt", tmp_path / "plan.json"
+    text.write_text("def add(a, b):\n    return a + b\n" * 200)
+    plan.write_text("{}")
+    read = ["imatrix", q8_0, "--text", text, "-o"]
+    measured = ["measure", checkpoint, "--probe", q8_0, "--text", text, "-o"]
+    cut = ["quantize", checkpoint, "--imatrix", text, "--plan", plan, "-o"]
+    other, before = tmp_path / "other", q8_0.stat()
+    for command in (
+        [*read, text],
+        [*read, other, "--plot", q8_0],
+        [*read, other, "--plot", text],
+        [*read, other, "--plot", other],
+        ["imatrix", "--merge", q8_0, "-o", q8_0],
+        [*measured, text],
+        [*measured, q8_0],
+        [*cut, text],
+        [*cut, plan],
+        [*cut, other, "--save-plan", text],
+        [*cut, other, "--save-plan", other],
+    ):
+        assert "wanted another file's name" in refused(run(*command))
+    for command in (read, measured, cut):
+        assert "make the folder" in refused(run(*command, tmp_path / "none" / "file"))
+    assert {"text.txt", "plan.json"} == {path.name for path in tmp_path.iterdir()}
+    assert (before.st_size, before.st_mtime_ns) == (q8_0.stat().st_size, q8_0.stat().st_mtime_ns)
+
+
+def test_a_context_without_tokens_is_refused(q8_0: Path, tmp_path: Path):
+    text = tmp_path / "text.txt"
+    text.write_text("def add(a, b):\n    return a + b\n" * 200)
+
+    result = run("imatrix", q8_0, "-o", tmp_path / "i", "--text", text, "-c", "0")
+
+    assert "a context of 0 tokens" in refused(result, 2)

@@ -1,8 +1,10 @@
 """The boundary to llama.cpp, on real files and the real library."""
 
 import json
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +185,30 @@ def test_what_progress_raises_ends_the_loading(bf16):
     with pytest.raises(KeyboardInterrupt):
         Model.load(bf16, on_progress=interrupt)
     assert 1 == len(seen)
+
+
+def test_an_interrupt_ends_a_watched_decode_wherever_it_arrives(bf16):
+    """A signal is mostly seen where C enters Python: before anything there could catch it."""
+
+    def ring(number, frame):
+        raise KeyboardInterrupt
+
+    ended, usual, hook = 0, signal.signal(signal.SIGALRM, ring), sys.unraisablehook
+    try:
+        with Model.load(bf16) as model, Context(model, small(), lambda *_: None) as context:
+            for _ in range(20):
+                signal.setitimer(signal.ITIMER_REAL, 0.0005)
+                with suppress(KeyboardInterrupt):
+                    while True:
+                        context.forget()
+                        context.decode([1] * 16)
+                ended += 1
+                context.forget()
+                assert len(context.decode([1])) == 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, usual)
+    assert 20 == ended and hook is sys.unraisablehook
 
 
 def test_a_closed_model_takes_its_contexts_along(bf16):

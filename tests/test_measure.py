@@ -489,10 +489,15 @@ def test_bad_input_is_one_line(checkpoint, imatrix, tmp_path):
     command = ["measure", checkpoint, "-o", tmp_path / "s.json", "--types", "q8_0"]
 
     assert 2 == run(*command, "--text", torn).exit_code
+    assert 2 == run(*command, "--seed", "-1").exit_code
     for options, words in {
         ("--imatrix", torn): "truncated",
         ("--imatrix", checkpoint / "config.json"): "config.json",
         ("--types", "q4_z"): "unknown type 'q4_z'",
+        ("--types", ""): "unknown type ''",
+        ("--types", "q8_0, iq2_xxs"): "iq2_xxs: no tensor can be measured in it",
+        ("--types", "f32"): "f32: no tensor can be measured in it",
+        ("--minutes", "nan"): "nan minutes",
         ("--minutes", "1e-9"): "measuring takes at least",
         ("-o", tmp_path): "is a folder",
         ("-o", tmp_path / "none" / "s.json"): "cannot be written",
@@ -503,6 +508,35 @@ def test_bad_input_is_one_line(checkpoint, imatrix, tmp_path):
         assert result.exit_code and words in result.stderr, (options, result.stderr)
         assert 1 == len(result.stderr.strip().splitlines()) or "--minutes" in options
     assert ["torn.gguf"] == [path.name for path in tmp_path.iterdir()]
+
+
+def test_nothing_is_left_of_what_measured_nothing(model, imatrix, tmp_path):
+    told = interrupt(model, tmp_path / "s.json", imatrix, 0)
+
+    assert [] == list(tmp_path.iterdir())
+    assert not any("--resume" in line for line in told)
+
+
+def test_a_coarse_file_to_probe_is_found_out_first(checkpoint, q4_k_m, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("def f(): pass\n" * 400)
+    request = Request(probing=api.probing(q4_k_m, [text]))
+
+    with pytest.raises(EngineError, match="a coarser type hides the errors"):
+        api.measure_sensitivity(
+            api.open_source(checkpoint), tmp_path / "s.json", request=request, tell=print
+        )
+    assert [text] == list(tmp_path.iterdir())
+
+
+def test_counts_and_gates_of_any_size_give_shares(model):
+    """They come out of a file; float32 would overflow on the way."""
+    tensor = next(each for each in model.tensors if "exps" in each.name)
+    sums = np.ones((tensor.matrices, tensor.columns), np.float32)
+    large = np.full(tensor.matrices, 3e38, np.float32)
+    for counts, gates in ((large, None), (np.ones_like(large), large), (large, large)):
+        statistics = Statistics({tensor.name: Entry(sums, counts, gates)})
+        assert np.allclose(expert_mass(statistics, tensor), 1 / tensor.matrices)
 
 
 def test_what_would_end_a_probe_ends_the_measurement_first(checkpoint, q8_0, tmp_path):

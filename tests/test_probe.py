@@ -245,7 +245,7 @@ def test_time_decides_how_fine_groups_are(probe, sensitivity):
     told: list[str] = []
     pass_ = probe.seconds / 60
 
-    with pytest.raises(UsageError, match="minutes at least, wanted 0.0: allow more"):
+    with pytest.raises(UsageError, match="minutes at least, wanted 0: allow more"):
         probe_sensitivity(sensitivity, probe, minutes=0.0)
     found = probe_sensitivity(sensitivity, probe, minutes=30 * pass_, tell=told.append)
     measured = {name: g for name, g in found.groups.items() if g.source == "probe"}

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from gemcut.errors import UsageError, printable
+from gemcut.errors import OutputError, UsageError, printable
 from gemcut.sizes import format_size, parse_context, parse_size
 
 FILE = click.Path(path_type=Path)
@@ -94,6 +94,23 @@ _READING = (
     ),
     click.option("--pre-tokenizer", help="llama.cpp's name, where it is not recognised"),
 )
+
+
+def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | None]) -> None:
+    """Raise OutputError for what would cost a file, or hours: before any work.
+
+    Args:
+        outputs, inputs: what the command writes and reads; None: nothing.
+    """
+    taken = {path.resolve() for path in inputs if path}
+    for path in filter(None, outputs):
+        if path.resolve() in taken:
+            raise OutputError(f"{path}: is read or written here, too; wanted another file's name")
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder; wanted a file name")
+        if not path.parent.is_dir():
+            raise OutputError(f"{path}: cannot be written: make the folder {path.parent} first")
+        taken.add(path.resolve())
 
 
 frugal = click.option(

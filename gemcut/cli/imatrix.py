@@ -11,6 +11,7 @@ from gemcut.cli.common import (
     CONTEXT,
     FILE,
     as_json,
+    check_outputs,
     print_json,
     print_table,
     say,
@@ -64,6 +65,7 @@ def command(
         raise click.UsageError("--merge reads no text: it goes without --text and --resume")
     if not merge and len(files) != 1:
         raise click.UsageError("say one model, or --merge and imatrix files")
+    check_outputs([output, plot], [*files, *texts])
     if plot:
         require_plotting()
     if merge:

@@ -12,6 +12,7 @@ from gemcut.cli.common import (
     CONTEXT,
     FILE,
     as_json,
+    check_outputs,
     downloads,
     print_json,
     print_table,
@@ -35,7 +36,9 @@ if TYPE_CHECKING:  # the library is loaded when the command runs
 @click.option(
     "--rows", type=click.IntRange(2), default=512, show_default=True, help="of a tensor, at most"
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="which rows are drawn")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="which rows are drawn"
+)
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0, min_open=True),
@@ -78,6 +81,7 @@ def command(
     """
     if texts and probe is None:
         raise click.UsageError("--text is what --probe reads: say which file to probe")
+    check_outputs([output], [imatrix, probe, *texts])
     from gemcut import api
     from gemcut.engine import ModelOptions
     from gemcut.quantize.local_error import Sampling
@@ -87,7 +91,7 @@ def command(
     for note in model.notes:
         say(note)
     sampling = Sampling(rows, min(Sampling.first, rows), seed=seed)
-    wanted = types.split(",") if types else None
+    wanted = None if types is None else [name.strip() for name in types.split(",")]
     probing = None
     if probe:
         probing = api.probing(probe, texts, chunks, context, ModelOptions(gpu_layers))

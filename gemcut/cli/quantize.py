@@ -70,6 +70,7 @@ def command(
         raise click.UsageError("say exactly one of --type, --size, --bpw and --plan")
     if (pure or fallback) and kind is None:
         raise click.UsageError("--pure and --fallback go with --type")
+    common.check_outputs([output, save_plan], [imatrix, plan_file])
     from gemcut import api
 
     scratch = common.scratch(output, frugal)
@@ -80,6 +81,7 @@ def command(
     importance = api.load_importance(imatrix, model)
     plan = api.make_plan(model, api.Target(kind, pure, fallback, size, bpw, read), importance)
     files = api.planned_files(model, plan, output, split_size)
+    common.check_outputs([*files, save_plan], [imatrix, plan_file])
     for line in _described(plan):
         say(line)
     if save_plan:

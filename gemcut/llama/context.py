@@ -1,6 +1,8 @@
 """A context: tokens in, logits out, with the cache of what was read before."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -156,10 +158,15 @@ class Context(Owner):
             self._continue(each, start)
         self.logits = self.logits[:0]
         self._batch.fill(rows, wanted, start, seq)
-        mark, code = log.count, self._c.llama_decode(self.handle, self._batch.struct)
-        if self._watch and self._watch.failure:
-            self.forget()
-            raise self._watch.take_failure()
+        mark = log.count
+        if self._watch is None:
+            code = self._c.llama_decode(self.handle, self._batch.struct)
+        else:
+            with self._watch.guarded():
+                code = self._c.llama_decode(self.handle, self._batch.struct)
+            if self._watch.failure:
+                self.forget()
+                raise self._watch.take_failure()
         if code:
             why = _REFUSALS.get(code, f"code {code}")
             raise EngineError(f"llama.cpp did not decode: {why} ({log.reason(mark)})")
@@ -220,6 +227,27 @@ class _Watch:
         except BaseException as error:  # KeyboardInterrupt too: C cannot pass it on
             self.failure = error
         return self.failure is None
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """While C computes, also take what a signal raises where `__call__` cannot catch it.
+
+        Python handles signals when a function is entered, before its first line; ctypes hands that
+        exception to `sys.unraisablehook` and lets C go on, as if nobody had pressed Ctrl-C.
+        """
+        usual = sys.unraisablehook
+
+        def take(raised: "sys.UnraisableHookArgs") -> None:
+            if raised.exc_value is None or isinstance(raised.exc_value, Exception):
+                usual(raised)
+            else:
+                self.failure = raised.exc_value
+
+        try:
+            sys.unraisablehook = take
+            yield
+        finally:
+            sys.unraisablehook = usual
 
     def take_failure(self) -> BaseException:
         """The exception that ended the decode, forgotten here."""
