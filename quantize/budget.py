@@ -7,7 +7,7 @@ Lagrangian optimum, up to the last step; the bytes left over are filled with wha
 """
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from gemcut import ggml
@@ -23,6 +23,9 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "wide": (2.0, 4.25),
     "widest": (0.0, 0.0),
 }
+
+
+Names = Collection[str]  # of the tensors that there is importance for
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,14 @@ class _Choice:
         return self.prior * (error(self.types[index], source) - error(self.types[to], source))
 
 
-def solve(model: Model, room: int, importance: bool) -> tuple[dict[str, ggml.Type], str]:
+def solve(model: Model, room: int, weighted: Names) -> tuple[dict[str, ggml.Type], str]:
     """Types for all tensors in at most `room` bytes, and the name of the range that was needed.
 
     Raises:
         BudgetError: the smallest possible choice is larger.
     """
     for name, floors in RANGES.items():
-        choices = _choices(model, floors, importance)
+        choices = _choices(model, floors, weighted)
         least = sum(choice.bytes(0) for choice in choices)
         if least <= room:
             return _upgrade(choices, room - least), name
@@ -59,30 +62,31 @@ def solve(model: Model, room: int, importance: bool) -> tuple[dict[str, ggml.Typ
     )
 
 
-def smallest(model: Model, importance: bool) -> int:
+def smallest(model: Model, weighted: Names) -> int:
     """Bytes of the tensors in the smallest types that they can have."""
-    return sum(choice.bytes(0) for choice in _choices(model, RANGES["widest"], importance))
+    return sum(choice.bytes(0) for choice in _choices(model, RANGES["widest"], weighted))
 
 
-def _choices(model: Model, floors: tuple[float, float], importance: bool) -> list[_Choice]:
+def _choices(model: Model, floors: tuple[float, float], weighted: Names) -> list[_Choice]:
     layers = 1 + max((role_of(t.name).layer or 0 for t in model.tensors), default=0)
     tied = all(tensor.name != "output.weight" for tensor in model.tensors)
     choices = []
     for tensor in model.tensors:
         role = role_of(tensor.name)
-        types = _types(tensor, role, floors, importance)
+        types = _types(tensor, role, floors, weighted)
         choices.append(_Choice(tensor, tuple(types), role.prior(layers, tied)))
     return choices
 
 
 def _types(
-    tensor: Tensor, role: Role, floors: tuple[float, float], importance: bool
+    tensor: Tensor, role: Role, floors: tuple[float, float], weighted: Names
 ) -> list[ggml.Type]:
     if tensor.kept or not tensor.quantizable:
         return [ggml.type_named(tensor.kept or tensor.float_type)]
     floor = floors[0] if role.is_expert else floors[1]
-    # llama.cpp collects no importance for the embedding, and reads it row by row
-    front = ladder(tensor.columns, tensor.source_type, importance and not role.is_lookup)
+    # An embedding is read row by row, which not every device does in the types in question.
+    has_importance = tensor.name in weighted and not role.is_lookup
+    front = ladder(tensor.columns, tensor.source_type, has_importance)
     allowed = [kind for kind in front if kind.bpw >= floor] or front[-1:]
     return _convex(allowed, tensor.source_type)
 

@@ -58,20 +58,21 @@ def plan_stock(model: Model, name: str, importance: bool = False) -> Plan:
 
 
 def plan_size(
-    model: Model, size: int, describe: Callable[[Plan], Mapping[str, Value]], importance: bool
+    model: Model, size: int, describe: Callable[[Plan], Mapping[str, Value]], weighted: budget.Names
 ) -> Plan:
     """The best types by priors whose finished file is not larger than `size` bytes.
 
     Args:
         describe: gives the metadata of the file that a plan makes; its bytes count.
+        weighted: the tensors that there is importance for.
 
     Raises:
         BudgetError: not even the smallest choice fits.
     """
     room = size
-    least = budget.smallest(model, importance)
+    least = budget.smallest(model, weighted)
     while True:  # the plan travels in the file, and its length depends on the choice
-        plan = plan_weights(model, max(room, least), {"size": size}, importance)
+        plan = plan_weights(model, max(room, least), {"size": size}, weighted)
         excess = file_size(describe(plan), infos(model, plan)) - size
         if excess <= 0:
             return plan
@@ -85,7 +86,7 @@ def plan_size(
         room = plan.size - excess
 
 
-def plan_bpw(model: Model, bpw: float, importance: bool) -> Plan:
+def plan_bpw(model: Model, bpw: float, weighted: budget.Names) -> Plan:
     """The best types by priors at no more than `bpw` bits per weight over all tensors.
 
     Raises:
@@ -93,14 +94,14 @@ def plan_bpw(model: Model, bpw: float, importance: bool) -> Plan:
     """
     if not math.isfinite(bpw * model.weights):
         raise UsageError(f"{bpw} bits per weight: wanted a number, as 4.5")
-    return plan_weights(model, int(bpw * model.weights / 8), {"bpw": bpw}, importance)
+    return plan_weights(model, int(bpw * model.weights / 8), {"bpw": bpw}, weighted)
 
 
 def plan_weights(
-    model: Model, room: int, request: Mapping[str, int | float], importance: bool
+    model: Model, room: int, request: Mapping[str, int | float], weighted: budget.Names
 ) -> Plan:
     """The best types by priors whose tensors take no more than `room` bytes."""
-    types, ranges = budget.solve(model, room, importance)
+    types, ranges = budget.solve(model, room, weighted)
     entries = {name: Entry(kind.name) for name, kind in types.items()}
     solver = {"name": "priors", "ranges": ranges}
     return _plan(model, entries, request, solver)

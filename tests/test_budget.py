@@ -4,6 +4,7 @@ import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,7 +43,16 @@ def real(checkpoint, tmp_path_factory):
 
 
 def plan_of(model: Model, size: int, weighted: bool = False) -> Plan:
-    return api.make_plan(model, Target(size=size), {} if weighted else None)
+    return api.make_plan(model, Target(size=size), importance_of(model) if weighted else None)
+
+
+def importance_of(model: Model, without: str = "nothing") -> dict[str, ggml.Floats]:
+    """Ones for all tensors but those with this in their names."""
+    return {
+        t.name: np.ones((t.matrices, t.columns), np.float32)
+        for t in model.tensors
+        if without not in t.name and t.quantizable
+    }
 
 
 def smallest(model: Model, weighted: bool = False) -> int:
@@ -121,8 +131,9 @@ def test_a_written_file_has_the_planned_size(size, checkpoint, tmp_path):
 @settings(max_examples=40)
 def test_more_bytes_never_cost_more(demo, rooms, w):
     """Of two plans from the same range; a narrower range is a belief, which can cost."""
-    least = budget.smallest(demo, w)
-    few, many = (plan_weights(demo, max(room, least), {}, w) for room in sorted(rooms))
+    names = importance_of(demo) if w else ()
+    least = budget.smallest(demo, names)
+    few, many = (plan_weights(demo, max(room, least), {}, names) for room in sorted(rooms))
 
     assert few.size <= max(least, min(rooms)) and many.size <= max(least, *rooms)
     if few.solver == many.solver:
@@ -141,6 +152,17 @@ def test_the_smallest_size_that_an_error_names_can_be_had(demo, weighted):
         plan_of(demo, least - 1, weighted)
 
 
+def test_a_tensor_without_importance_gets_no_type_that_needs_it(demo, tmp_path):
+    """As of a text that reached no expert of a block, or a file of llama-imatrix's."""
+    some = importance_of(demo, without="_exps")
+    plan = api.make_plan(demo, Target(size=2_500_000), some)
+
+    experts = {entry.type for name, entry in plan.tensors.items() if "_exps.weight" in name}
+    others = {entry.type for name, entry in plan.tensors.items() if "_exps" not in name}
+    assert not experts & NEEDS_IMPORTANCE and others & NEEDS_IMPORTANCE
+    api.quantize_model(demo, tmp_path / "a.gguf", Target(plan=plan), some)
+
+
 def test_enough_room_keeps_every_weight(demo):
     """Everything stays as the source has it."""
     plan = plan_of(demo, EVERYTHING)
@@ -152,7 +174,7 @@ def test_enough_room_keeps_every_weight(demo):
 @given(bpw=st.floats(2.5, 17), weighted=st.booleans())
 @settings(max_examples=20)
 def test_bits_per_weight_are_never_more_than_asked(demo, bpw, weighted):
-    plan = plan_bpw(demo, bpw, weighted)
+    plan = plan_bpw(demo, bpw, importance_of(demo) if weighted else ())
 
     assert plan.bpw <= bpw
     check(demo, plan, weighted)
@@ -161,13 +183,13 @@ def test_bits_per_weight_are_never_more_than_asked(demo, bpw, weighted):
 @pytest.mark.parametrize("bpw", [float("nan"), float("inf"), 1e308])
 def test_what_is_no_number_of_bits_is_refused(bpw, demo):
     with pytest.raises(UsageError, match="bits per weight: wanted a number"):
-        plan_bpw(demo, bpw, False)
+        plan_bpw(demo, bpw, ())
 
 
 @pytest.mark.parametrize("bpw", [0, -1, 1.5])
 def test_too_few_bits_are_refused(bpw, demo):
     with pytest.raises(BudgetError, match="too few.*bits per weight"):
-        plan_bpw(demo, bpw, False)
+        plan_bpw(demo, bpw, ())
 
 
 @pytest.mark.parametrize("columns", [32, 64, 192, 256, 704, 2112, 2816, 33])

@@ -41,14 +41,14 @@ def make_plan(model: Model, target: Target, importance: Importance | None = None
     """
     if target.plan is not None:
         return choose.refit(model, target.plan)
-    weighted = importance is not None
     if target.size is not None:
         describe = partial(metadata, model)
-        return choose.plan_size(model, target.size, describe, weighted)
+        return choose.plan_size(model, target.size, describe, importance or ())
     if target.bpw is not None:
-        return choose.plan_bpw(model, target.bpw, weighted)
+        return choose.plan_bpw(model, target.bpw, importance or ())
     if target.type is None:
         raise PlanError("say what the file is to be: a type, a size, bits per weight, or a plan")
+    weighted = importance is not None
     if stock.canonical(target.type) and not target.pure:
         return choose.plan_stock(model, target.type, weighted)
     return choose.plan_uniform(model, target.type, target.fallback, weighted)
