@@ -203,7 +203,7 @@ def number_of(where: str, token: str, number: Any) -> int:
 def unique(where: str, tokens: Collection[tuple[int, str]]) -> dict[int, str]:
     """Ids -> tokens. Raises CheckpointError: an id has two tokens."""
     found = dict(tokens)
-    if len(found) == len(tokens):
+    if len(found) == len(set(tokens)):
         return found
     found = {}
     for number, token in tokens:

@@ -1,5 +1,6 @@
 """Gemma 4's tokenizer: BPE merges over text with ▁ for spaces, bytes as a last resort."""
 
+from collections.abc import Sequence
 from functools import partial
 
 from gemcut.convert.checkpoint import Checkpoint
@@ -47,18 +48,21 @@ def _vocabulary(
         )
     table = document.table(size)
     tokens = [f"[PAD{number}]" if token is None else token for number, token in enumerate(table)]
-    kinds = [_kind(document, visible, token) for token in table]
     values = {
         "tokenizer.ggml.model": Value("str", "gemma4"),
         "tokenizer.ggml.tokens": Value("[str]", files.distinct(document.where, tokens)),
         "tokenizer.ggml.scores": Value("[f32]", [_NO_SCORE] * size),
-        "tokenizer.ggml.token_type": Value("[i32]", kinds),
+        "tokenizer.ggml.token_type": Deferred("[i32]", partial(_kinds, document, visible, table)),
         "tokenizer.ggml.merges": Deferred("[str]", partial(merges, document)),
     }
     return complete(checkpoint, document, values) | {
         "tokenizer.ggml.add_space_prefix": Value("bool", False),
         "tokenizer.ggml.add_bos_token": Value("bool", True),
     }
+
+
+def _kinds(document: Document, visible: frozenset[str], table: Sequence[str | None]) -> list[int]:
+    return [_kind(document, visible, token) for token in table]
 
 
 def _kind(document: Document, visible: frozenset[str], token: str | None) -> int:
