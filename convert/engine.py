@@ -23,7 +23,7 @@ from gemcut.convert.derived import derived
 from gemcut.convert.families import FAMILIES
 from gemcut.convert.family import Config, Family, Rule, find
 from gemcut.convert.lazy import Array, stack, stored
-from gemcut.convert.model import EXACT_BPW, STRICT, Model, Reading, Tensor
+from gemcut.convert.model import STRICT, Model, Reading, Tensor, is_cut
 from gemcut.convert.precision import is_quantizable, stays_f32
 from gemcut.convert.transforms import Sizes
 from gemcut.errors import CheckpointError
@@ -239,7 +239,7 @@ class _Layout:
         array = build()  # hollow: shape and type are known, no data is touched
         kept = "f32" if stays_f32(name, len(array.shape)) else None
         kind = ggml.type_named(array.type)
-        if kind.quantized and kind.bpw < EXACT_BPW and not self.reading.requantize:
+        if is_cut(kind) and not self.reading.requantize:
             kept = kind.name
         quantizable = is_quantizable(name, array.shape)
         nonfinite = self.reading.nonfinite

@@ -16,7 +16,7 @@ import numpy as np
 
 from gemcut import ggml
 from gemcut.convert.lazy import Array, Encoded, Matrix, Stored
-from gemcut.convert.model import EXACT_BPW, STRICT, Model, Reading, Tensor
+from gemcut.convert.model import STRICT, Model, Reading, Tensor, is_cut
 from gemcut.convert.precision import is_quantizable
 from gemcut.errors import GGUFError
 from gemcut.gguf_file import GGUFFile, TensorInfo
@@ -92,9 +92,8 @@ def _whole(path: Path) -> list[GGUFFile]:
 
 def _tensor(file: GGUFFile, info: TensorInfo, rank: int, reading: Reading) -> Tensor:
     quantizable = is_quantizable(info.name, info.shape) and info.type in ggml.types().values()
-    cut = info.type.quantized and info.type.bpw < EXACT_BPW
     kept = None if quantizable else info.type.name
-    if cut and quantizable and not reading.requantize:
+    if is_cut(info.type) and quantizable and not reading.requantize:
         if info.type.name not in _NATIVE:
             raise GGUFError(
                 f"{file.path}: {info.name} is in {info.type} already, and cutting it again adds "
@@ -126,7 +125,7 @@ def _notes(tensors: tuple[Tensor, ...], requantize: bool) -> Iterator[str]:
     low = Counter(
         tensor.source_type
         for tensor in tensors
-        if tensor.quantizable and ggml.type_named(tensor.source_type).bpw < EXACT_BPW
+        if tensor.quantizable and is_cut(ggml.type_named(tensor.source_type))
     )
     for kind, count in low.items():
         what = f"{count} tensor{'s'[: count != 1]} in {kind}"

@@ -14,7 +14,12 @@ from gemcut.gguf_file import Value
 from gemcut.lattice import CLAIMED, on_q4_0_lattice
 
 _LATTICE_ROWS = 16  # that are looked at
-EXACT_BPW = 8.0  # what is encoded in fewer bits than this is not cut again unless asked for
+_EXACT_BPW = 8.0  # Q8_0 and wider: cutting from them costs next to nothing
+
+
+def is_cut(kind: ggml.Type) -> bool:
+    """Whether a source in this type is cut already, and not cut again unless that is asked for."""
+    return kind.quantized and kind.bpw < _EXACT_BPW
 
 
 @dataclass(frozen=True)

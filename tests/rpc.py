@@ -8,7 +8,31 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from gemcut.llama import backends
+
 ROOT = Path(__file__).parents[1]
+
+
+def beside_a_device(code, *arguments):
+    """Run code in a process of its own, with a device beside the CPU.
+
+    Its arguments are the device's endpoint and then these; returns the endpoint and what it wrote
+    to stdout. Skips the test where llama.cpp was built without RPC.
+    """
+    if "RPC" not in backends():
+        pytest.skip("llama-cpp-python was built without RPC")
+    with rpc_server() as endpoint:
+        done = subprocess.run(
+            [sys.executable, "-c", code, endpoint, *map(str, arguments)],
+            env=child_environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert 0 == done.returncode, done.stderr
+    return endpoint, done.stdout
 
 
 @contextmanager

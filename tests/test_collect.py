@@ -1,8 +1,6 @@
 """Collecting statistics: text through llama.cpp, watched, interrupted and continued."""
 
 import json
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
@@ -14,14 +12,14 @@ from gemcut.cli import main
 from gemcut.engine import ContextOptions, ModelOptions
 from gemcut.errors import EngineError, OutputError, TextError, UsageError
 from gemcut.gguf_file import GGUFFile
-from gemcut.llama import Context, Model, backends
+from gemcut.llama import Context, Model
 from gemcut.quantize.calibration import calibration_text
 from gemcut.quantize.collect import Unfinished, collect
 from gemcut.quantize.coverage import coverage
 from gemcut.quantize.statistics import Statistics, read_statistics
 from gemcut.runtime.template import Template
 from tests import families
-from tests.rpc import child_environment, rpc_server
+from tests.rpc import beside_a_device
 
 N_CTX, CHUNKS = 64, 5
 
@@ -266,7 +264,7 @@ import sys
 from pathlib import Path
 from gemcut import api
 from gemcut.engine import ModelOptions
-path, text, output, endpoint = sys.argv[1:]
+endpoint, path, text, output = sys.argv[1:]
 override = (r"blk\\\\.[0-1]\\\\.ffn_.*_exps\\\\.weight", "CPU")
 options = ModelOptions(rpc=(endpoint,), overrides=(override,), load_mode="none")
 api.collect_importance(Path(path), [Path(text)], Path(output), 64, 5, 1, options)
@@ -275,18 +273,8 @@ api.collect_importance(Path(path), [Path(text)], Path(output), 64, 5, 1, options
 
 def test_weights_on_another_device_are_watched_as_well(bf16, text, collected, tmp_path):
     """A second process stands in for the GPU; some experts stay on the CPU."""
-    if "RPC" not in backends():
-        pytest.skip("llama-cpp-python was built without RPC")
     output = tmp_path / "i.gguf"
-    with rpc_server() as endpoint:
-        done = subprocess.run(
-            [sys.executable, "-c", CLIENT, str(bf16), str(text), str(output), endpoint],
-            env=child_environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-    assert 0 == done.returncode, done.stderr
+    beside_a_device(CLIENT, bf16, text, output)
 
     assert close(
         read_statistics(output), collected, 0.02

@@ -16,7 +16,7 @@ from gemcut import ggml, llama
 from gemcut.engine import ContextOptions, ModelOptions, Sampling
 from gemcut.errors import EngineError, TextError
 from gemcut.llama import Context, Model, Sampler, Tensor, library, memory
-from tests.rpc import child_environment, rpc_server
+from tests.rpc import beside_a_device
 
 TEXT = "def add(first, second):\n    return first + second\n\n\nclass Point:\n    pass\n" * 20
 
@@ -618,7 +618,7 @@ import json, sys
 import numpy as np
 from gemcut import ggml, llama
 from gemcut.engine import ContextOptions, ModelOptions
-path, endpoint, logits = sys.argv[1:]
+endpoint, path, logits = sys.argv[1:]
 override = (r"blk\\.[0-1]\\.ffn_.*_exps\\.weight", "CPU")
 options = ModelOptions(rpc=(endpoint,), overrides=(override,), load_mode="none")
 context = ContextOptions(n_ctx=256, n_ubatch=64, threads=1)
@@ -638,19 +638,9 @@ def test_experts_on_the_cpu_and_the_rest_elsewhere(bf16, model, tmp_path):
     of the CPU alone. `add_rpc` twice is one device; each ggml library is still loaded once, which
     `add_rpc` checks.
     """
-    if "RPC" not in llama.backends():
-        pytest.skip("llama-cpp-python was built without RPC")
     out = tmp_path / "logits.npy"
-    with rpc_server() as endpoint:
-        done = subprocess.run(
-            [sys.executable, "-c", CLIENT, str(bf16), endpoint, str(out)],
-            env=child_environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-    assert 0 == done.returncode, done.stderr
-    weights, real, planned, again, kinds = json.loads(done.stdout.splitlines()[-1])
+    endpoint, stdout = beside_a_device(CLIENT, bf16, out)
+    weights, real, planned, again, kinds = json.loads(stdout.splitlines()[-1])
 
     remote = f"RPC0[{endpoint}]"
     experts = 2 * 16 * 3 * 64 * model.n_embd * 2  # layers, experts, matrices, rows, columns, bf16

@@ -1,7 +1,5 @@
 """Changing the weights of a loaded model, and changing them back, on real files."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from gemcut.convert.model import Reading
 from gemcut.engine import ContextOptions, ModelOptions
 from gemcut.errors import EngineError, PlanError
 from gemcut.quantize.swapping import Change, Swapper, find_weights
-from tests.rpc import child_environment, rpc_server
+from tests.rpc import beside_a_device
 
 OPTIONS = ModelOptions(load_mode="none", repack=False, devices=())
 RUN = ContextOptions(n_ctx=64, n_ubatch=64, threads=1)
@@ -181,7 +179,7 @@ from gemcut.convert.gguf_source import open_gguf
 from gemcut.convert.model import Reading
 from gemcut.engine import ContextOptions, ModelOptions
 from gemcut.quantize.swapping import Change, Swapper, find_weights
-path, endpoint, out, *names = sys.argv[1:]
+endpoint, path, out, *names = sys.argv[1:]
 override = (r"blk\\.0\\.ffn_.*_exps\\.weight", "CPU")
 options = ModelOptions(rpc=(endpoint,), overrides=(override,), load_mode="none", repack=False)
 with llama.Model.load(path, options) as model:
@@ -202,20 +200,10 @@ print(places)
 
 def test_weights_on_another_device(q8_0, tmp_path: Path):
     """On the device, on the host beside it, and the tied embedding on both, as on a GPU."""
-    if "RPC" not in llama.backends():
-        pytest.skip("llama-cpp-python was built without RPC")
     out = tmp_path / "logits.npz"
     names = ["blk.0.ffn_down_exps.weight", DOWN, EMBEDDING]
-    with rpc_server() as endpoint:
-        done = subprocess.run(
-            [sys.executable, "-c", REMOTE, str(q8_0), endpoint, str(out), *names],
-            env=child_environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-    assert 0 == done.returncode, done.stderr
-    places = eval(done.stdout.splitlines()[-1])
+    _, stdout = beside_a_device(REMOTE, q8_0, out, *names)
+    places = eval(stdout.splitlines()[-1])
 
     assert ["CPU"] == places[names[0]]
     assert places[DOWN][0].startswith("RPC0")
