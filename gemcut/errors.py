@@ -7,6 +7,7 @@ GemcutError
 ├── SensitivityError   a sensitivity is none, or was measured on something else
 ├── PlanError          a plan or a choice of types does not fit the tensors
 ├── BudgetError        no choice fits the budget
+├── ProfileError       a machine's profile is none, or damaged
 ├── OutputError        a result cannot be written
 ├── TextError          a text cannot be read or is too short
 └── EngineError        ggml or llama.cpp is missing, too old, or refused
@@ -50,6 +51,10 @@ class PlanError(GemcutError):
 
 class BudgetError(GemcutError):
     """No choice of types fits the budget."""
+
+
+class ProfileError(GemcutError):
+    """A machine's profile is none, damaged, or of another version."""
 
 
 class OutputError(GemcutError):

@@ -1,25 +1,61 @@
 """`gemcut doctor`."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
-from gemcut.cli.common import as_json, print_json
+from gemcut.cli.common import FILE, as_json, print_json, say, steps, threads
+
+if TYPE_CHECKING:  # the library is loaded when the command runs
+    from gemcut.profile import Processor, Profile
+    from gemcut.runtime.machine import Machine
+
+Rows = list[tuple[str, str]]
 
 
 @click.command("doctor")
+@click.option("--measure", is_flag=True, help="also how fast weights are read; takes seconds")
+@click.option("-o", "--output", type=FILE, help="with --measure: the machine.json to write")
+@threads
 @as_json
-def command(as_json: bool) -> None:
+def command(measure: bool, output: Path | None, threads: int | None, as_json: bool) -> None:
     """Say what this machine has, which backends llama.cpp was built with and what they see."""
-    from gemcut.runtime.machine import inspect_machine, missing_builds
+    from gemcut.outputs import check_outputs
+    from gemcut.runtime.machine import inspect_machine
+
+    if output and not measure:
+        raise click.UsageError("-o is for what --measure finds")
+    check_outputs([output])
+    machine = inspect_machine()
+    profile = _measured(threads) if measure else None
+    if profile and output:
+        profile.write(output)
+    if as_json:
+        print_json(machine.to_dict() | ({"profile": profile.to_dict()} if profile else {}))
+        return
+    for name, value in _facts(machine) + (_speeds(profile) if profile else []):
+        click.echo(f"{name:17} {value}")
+
+
+def _measured(threads: int | None) -> "Profile":
+    from gemcut.runtime.profiles import BUSY, this_machine
+
+    with steps("measuring") as tell:
+        profile = this_machine(threads, tell=tell)
+    if profile.doubt >= BUSY:
+        say("other programs kept this machine busy: the speeds may be too low, measure again later")
+    return profile
+
+
+def _facts(machine: "Machine") -> Rows:
+    from gemcut.runtime.machine import missing_builds
     from gemcut.sizes import format_size
 
-    machine = inspect_machine()
-    if as_json:
-        print_json(machine.to_dict())
-        return
     free = machine.ram_available
     available = "" if free is None else f", {format_size(free)} available"
     cores = f"{machine.physical_cores} cores, {machine.usable_cpus} usable CPUs"
-    rows = [
+    return [
         ("system", machine.system),
         ("cpu", f"{machine.cpu} ({cores}; gemcut uses {machine.threads} threads)"),
         ("ram", f"{format_size(machine.ram_total)}{available}"),
@@ -32,5 +68,31 @@ def command(as_json: bool) -> None:
         *(("advice", line) for line in machine.advice),
         *((f"for {name}", line) for name, line in missing_builds(machine.backends).items()),
     ]
-    for name, value in rows:
-        click.echo(f"{name:17} {value}")
+
+
+def _speeds(profile: "Profile") -> Rows:
+    rows: Rows = []
+    for place in profile.places:
+        rows.append((place.name, f"{place.description}: {_memory(place)}"))
+        rows += [(f"{place.name} {kind}", f"{_rate(r)} of weights") for kind, r in _types(place)]
+        rows.append((f"{place.name} batches", f"{place.flops / 1e9:.0f} GFLOP/s"))
+        if place.link:
+            rows.append((f"{place.name} link", f"{_rate(place.link)} from the host"))
+    rows.append(("a token", f"{1e3 * profile.overhead:.1f} ms beside its weights"))
+    if profile.cards:
+        rows.append(("a block", f"{1e6 * profile.sync:.0f} us more if its experts are on the host"))
+    return rows
+
+
+def _types(place: "Processor") -> list[tuple[str, float]]:
+    return sorted(place.by_type.items(), key=lambda item: -item[1])
+
+
+def _memory(place: "Processor") -> str:
+    from gemcut.sizes import format_size
+
+    return f"{format_size(place.memory)}, of which others hold {format_size(place.reserve)}"
+
+
+def _rate(rate: float) -> str:
+    return f"{rate / 1e9:.2f} GB/s"

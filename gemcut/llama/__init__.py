@@ -8,6 +8,7 @@ Nothing here plans, scores or chats.
     library   the libraries, checked once; their log
     devices   backends, devices, memory; RPC
     tensor    a tensor at work: read, replace
+    matmul    products of matrices and vectors, timed
     params    options as llama.cpp's parameters
     model     a loaded file: numbers, vocabulary
     batch     tokens on their way in

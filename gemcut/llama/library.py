@@ -12,6 +12,14 @@ from gemcut.engine import INSTALL, PINNED
 from gemcut.errors import EngineError
 
 _pointer, _size, _text = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p
+_int, _long = ctypes.c_int, ctypes.c_int64
+
+
+class Room(ctypes.Structure):
+    """`struct ggml_init_params`: where ggml notes tensors and graphs."""
+
+    _fields_ = [("size", _size), ("buffer", _pointer), ("no_alloc", ctypes.c_bool)]
+
 
 # Of ggml.h, ggml-backend.h and ggml-rpc.h: library, result, arguments.
 _GGML: dict[str, tuple[str, Any, list[Any]]] = {
@@ -34,6 +42,31 @@ _GGML: dict[str, tuple[str, Any, list[Any]]] = {
     "ggml_backend_buffer_name": ("ggml-base", _text, [_pointer]),
     "ggml_backend_tensor_get": ("ggml-base", None, [_pointer, _pointer, _size, _size]),
     "ggml_backend_tensor_set": ("ggml-base", None, [_pointer, _pointer, _size, _size]),
+    "ggml_backend_tensor_alloc": ("ggml-base", _int, [_pointer] * 3),
+    "ggml_backend_alloc_ctx_tensors": ("ggml-base", _pointer, [_pointer, _pointer]),
+    "ggml_backend_buffer_free": ("ggml-base", None, [_pointer]),
+    "ggml_backend_buffer_get_alignment": ("ggml-base", _size, [_pointer]),
+    "ggml_backend_buffer_get_alloc_size": ("ggml-base", _size, [_pointer, _pointer]),
+    "ggml_backend_buffer_get_base": ("ggml-base", _pointer, [_pointer]),
+    "ggml_backend_buft_alloc_buffer": ("ggml-base", _pointer, [_pointer, _size]),
+    "ggml_backend_buft_get_max_size": ("ggml-base", _size, [_pointer]),
+    "ggml_backend_dev_backend_reg": ("ggml-base", _pointer, [_pointer]),
+    "ggml_backend_dev_host_buffer_type": ("ggml-base", _pointer, [_pointer]),
+    "ggml_backend_dev_init": ("ggml-base", _pointer, [_pointer, _text]),
+    "ggml_backend_dev_supports_op": ("ggml-base", ctypes.c_bool, [_pointer, _pointer]),
+    "ggml_backend_free": ("ggml-base", None, [_pointer]),
+    "ggml_backend_graph_compute": ("ggml-base", _int, [_pointer, _pointer]),
+    "ggml_backend_reg_get_proc_address": ("ggml-base", _pointer, [_pointer, _text]),
+    "ggml_init": ("ggml-base", _pointer, [Room]),
+    "ggml_free": ("ggml-base", None, [_pointer]),
+    "ggml_tensor_overhead": ("ggml-base", _size, []),
+    "ggml_graph_overhead_custom": ("ggml-base", _size, [_size, ctypes.c_bool]),
+    "ggml_new_tensor_2d": ("ggml-base", _pointer, [_pointer, _int, _long, _long]),
+    "ggml_new_tensor_3d": ("ggml-base", _pointer, [_pointer, _int, _long, _long, _long]),
+    "ggml_new_graph_custom": ("ggml-base", _pointer, [_pointer, _size, ctypes.c_bool]),
+    "ggml_build_forward_expand": ("ggml-base", None, [_pointer, _pointer]),
+    "ggml_mul_mat": ("ggml-base", _pointer, [_pointer] * 3),
+    "ggml_mul_mat_id": ("ggml-base", _pointer, [_pointer] * 4),
     "ggml_nbytes": ("ggml-base", _size, [_pointer]),
     "ggml_get_name": ("ggml-base", _pointer, [_pointer]),
     "ggml_op_desc": ("ggml-base", _text, [_pointer]),

@@ -1,0 +1,188 @@
+"""A machine's profile: what memory it has and how fast it reads weights, place by place.
+
+The host is the place "cpu"; cards are "gpu0", "gpu1" and so on, in the order in which llama.cpp
+takes them. Bytes, seconds, bytes/s and FLOP/s throughout. Where the numbers come from stands beside
+them: they were measured, or taken from a data sheet, or assumed. A profile holds neither host names
+nor paths, so it can be handed on, and it travels in the plans that were made for it.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from gemcut.artefact import (
+    amount,
+    each,
+    fields,
+    parse,
+    read_text,
+    sequence,
+    share,
+    string,
+    write_text,
+)
+from gemcut.errors import ProfileError
+
+VERSION = 1
+HOST = "cpu"
+SOURCES = ("measured", "data sheet", "assumed")
+_CARD = re.compile(r"gpu(0|[1-9]\d?)")
+_LONGEST = 200  # characters of a name or description
+MOST_BYTES = 1 << 50
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What computes, with the memory it computes in."""
+
+    name: str  # the place: "cpu", "gpu0", ...
+    description: str  # "NVIDIA GeForce RTX 4070"
+    memory: int  # bytes in all; of the host, what this process may use
+    reserve: int  # bytes of it that are not ours: the system, a desktop, a driver and its context
+    bandwidth: float  # bytes/s of weights that products with one vector read, of types not below
+    by_type: Mapping[str, float] = field(default_factory=dict)  # bytes/s of encoded weights
+    flops: float = 0.0  # FLOP/s of products with a whole batch; multiplying and adding count as two
+    link: float = 0.0  # bytes/s from the host's (pinned) memory to it; 0 for the host itself
+    source: str = "assumed"  # of the numbers: one of SOURCES
+
+    @property
+    def room(self) -> int:
+        """Bytes that are ours."""
+        return max(0, self.memory - self.reserve)
+
+    def rate(self, kind: str) -> float:
+        """Bytes/s at which it multiplies weights of a ggml type with one vector."""
+        return self.by_type.get(kind.lower(), self.bandwidth)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One machine: the host, its cards, and what a token costs beside its weights."""
+
+    name: str
+    host: Processor
+    cards: tuple[Processor, ...] = ()
+    overhead: float = 0.0  # seconds of a token, whatever the model
+    sync: float = 0.0  # seconds of a block on a card whose experts are on the host
+    doubt: float = 0.3  # relative standard error of speeds that are predicted from it
+
+    @property
+    def places(self) -> tuple[Processor, ...]:
+        """The host first, then the cards."""
+        return (self.host, *self.cards)
+
+    def with_cards(self, cards: tuple[Processor, ...]) -> "Profile":
+        """The same host with these cards, which are named in their order."""
+        named = (replace(card, name=f"gpu{index}") for index, card in enumerate(cards))
+        return replace(self, cards=tuple(named))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The profile as plain data, as it stands in the file."""
+        return {"version": VERSION} | asdict(self) | {"cards": [asdict(c) for c in self.cards]}
+
+    def to_json(self) -> str:
+        """Sorted JSON, one number a line, so that two profiles can be compared with `diff`."""
+        return json.dumps(self.to_dict(), sort_keys=True, indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_dict(cls, document: Any, where: str) -> "Profile":
+        """The inverse of `to_dict`; `where` names the source in errors.
+
+        Raises:
+            ProfileError: not a profile, damaged, or of another version.
+        """
+        try:
+            if not isinstance(document, dict) or "version" not in document:
+                raise TypeError("it has no version")
+            version = document["version"]
+            if type(version) is not int or version != VERSION:
+                raise ProfileError(
+                    f"{where}: a machine profile of version {version!r:.20}, wanted {VERSION}: "
+                    "measure again with `gemcut doctor --measure -o FILE`"
+                )
+            return _profile({k: v for k, v in document.items() if k != "version"})
+        except (ValueError, TypeError) as error:
+            raise ProfileError(f"{where}: not a machine profile: {error}") from error
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> "Profile":
+        """A profile from its JSON. Raises ProfileError."""
+        try:
+            document = parse(text)
+        except (ValueError, RecursionError) as error:
+            raise ProfileError(f"{where}: not a machine profile: {error}") from error
+        return cls.from_dict(document, where)
+
+    @classmethod
+    def read(cls, path: Path) -> "Profile":
+        """Read a machine.json. Raises ProfileError."""
+        return cls.from_json(read_text(path, "a machine profile", ProfileError), str(path))
+
+    def write(self, path: Path) -> None:
+        """Write a machine.json, complete or not at all. Raises OutputError."""
+        write_text(path, self.to_json())
+
+
+def _profile(document: Mapping[str, Any]) -> Profile:
+    readers: dict[str, Callable[[Any, str], Any]] = {
+        "name": _text,
+        "host": _processor,
+        "cards": lambda raw, what: tuple(_processor(one, what) for one in sequence(raw, what)),
+        "overhead": amount,
+        "sync": amount,
+        "doubt": share,
+    }
+    found = Profile(**fields(document, "the profile", readers))
+    wanted = [HOST, *(f"gpu{index}" for index in range(len(found.cards)))]
+    if (names := [place.name for place in found.places]) != wanted:
+        raise ValueError(f"its places are {', '.join(names)}, wanted {', '.join(wanted)}")
+    return found
+
+
+def _processor(raw: Any, what: str) -> Processor:
+    readers: dict[str, Callable[[Any, str], Any]] = {
+        "name": _place,
+        "description": _text,
+        "memory": _bytes,
+        "reserve": _bytes,
+        "bandwidth": _rate,
+        "by_type": lambda rates, where: each(_rate, rates, where),
+        "flops": amount,
+        "link": amount,
+        "source": _source,
+    }
+    return Processor(**fields(raw, what, readers))
+
+
+def _text(raw: Any, what: str) -> str:
+    if len(found := string(raw, what)) > _LONGEST or not found.isprintable():
+        raise ValueError(f"{what} is {found!r:.40}, wanted one line of {_LONGEST} characters")
+    return found
+
+
+def _place(raw: Any, what: str) -> str:
+    if (found := string(raw, what)) != HOST and not _CARD.fullmatch(found):
+        raise ValueError(f"{what} is {found!r:.40}, wanted cpu, gpu0, gpu1 and so on")
+    return found
+
+
+def _bytes(raw: Any, what: str) -> int:
+    if type(raw) is not int or not 0 <= raw <= MOST_BYTES:
+        raise ValueError(f"{what} is {raw!r:.40}, wanted a number of bytes")
+    return raw
+
+
+def _rate(raw: Any, what: str) -> float:
+    if not (found := amount(raw, what)) > 0 or math.isinf(1 / found):
+        raise ValueError(f"{what} is {raw!r:.40}, wanted bytes per second")
+    return found
+
+
+def _source(raw: Any, what: str) -> str:
+    if raw not in SOURCES:
+        raise ValueError(f"{what} is {raw!r:.40}, wanted {', '.join(SOURCES)}")
+    return str(raw)

@@ -1,0 +1,215 @@
+"""How fast a device reads weights: products timed through ggml's backends, without a model."""
+
+import json
+import resource
+
+import numpy as np
+import pytest
+
+from gemcut import ggml, llama
+from gemcut.engine import Device
+from gemcut.errors import EngineError, PlanError
+from gemcut.llama.matmul import Backend, Memory, Products, _valid_bytes
+from gemcut.quantize import candidates
+from gemcut.runtime import bandwidth
+from gemcut.runtime.bandwidth import TYPES, measure_rates
+from tests.rpc import beside_a_device
+
+MEBI = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def memory():
+    """Little memory on a CPU that computes with one thread."""
+    with Backend("CPU", 1) as backend, Memory(backend, 16 * MEBI) as taken:
+        yield taken
+
+
+def test_every_type_that_may_be_chosen_is_measured():
+    """The room for quantization has its own list; this one must not fall behind."""
+    chosen = {c.type.name for c in candidates.measured(1024, "f32", True, paddable=False)}
+
+    assert chosen <= set(TYPES)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_memory_holds_valid_weights(name):
+    """Wherever a block of any type begins: finite, and in a normal range."""
+    kind = ggml.type_named(name)
+    for start in range(4):
+        data = _valid_bytes(64 * kind.size + start)[start:].copy().reshape(1, -1)
+        values = ggml.dequantize(kind, data, 64 * kind.block)
+
+        assert np.isfinite(values).all()
+        assert ggml.is_finite(kind, data)
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("used", [0, 2])
+def test_a_step_multiplies(memory, name, used):
+    """Every type, matrix by matrix and as experts are; as many steps as the memory holds."""
+    kind = ggml.type_named(name)
+    with Products(memory, kind, (64, 512), 4, used=used) as products:
+        assert products.supported
+        assert 4 * 64 * kind.row_bytes(512) == products.step_bytes
+        assert 2 * 4 * 64 * 512 == products.step_flops
+        times = [products.step() for _ in range(3)]
+
+    assert all(0 < seconds < 60 for seconds in times)
+
+
+@pytest.mark.parametrize("used", [0, 2])
+def test_a_batch_multiplies(memory, used):
+    """Work counts every vector; one step does, since arithmetic is what it takes."""
+    with Products(memory, ggml.type_named("q4_0"), (64, 512), 4, batch=8, used=used) as products:
+        assert 8 * 2 * 4 * 64 * 512 == products.step_flops
+        assert products.step() > 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "count", "batch", "used"),
+    [
+        ((0, 512), 1, 1, 0),
+        ((64, 500), 1, 1, 0),
+        ((64, 512), 0, 1, 0),
+        ((64, 512), 3, 1, 2),
+        ((64, 512), 4, 1, -2),
+        ((64, 512), 1, 0, 0),
+        ((1 << 40, 512), 1, 1, 0),
+        ((1 << 16, 8192), 1, 1, 0),
+    ],
+)
+def test_what_cannot_be_multiplied_is_refused(memory, shape, count, batch, used):
+    """ggml would end the process."""
+    with pytest.raises(EngineError):
+        Products(memory, ggml.type_named("q4_0"), shape, count, batch, used)
+
+
+def test_a_rearranged_layout_refuses_other_types():
+    """Of layouts that a CPU has of its own, each multiplies some types; the plain one all."""
+    with Backend("CPU", 1) as backend:
+        *extra, plain = backend.layouts()
+        for layout in extra:
+            with (
+                Memory(backend, 4 * MEBI, layout) as memory,
+                Products(memory, ggml.type_named("iq1_m"), (64, 512)) as products,
+            ):
+                assert not products.supported
+                with pytest.raises(EngineError, match="does not multiply iq1_m"):
+                    products.step()
+        with (
+            Memory(backend, 4 * MEBI, plain) as memory,
+            Products(memory, ggml.type_named("iq1_m"), (64, 512)) as products,
+        ):
+            assert products.supported
+
+
+def test_devices_threads_and_sizes_are_checked():
+    """Unknown devices, no threads, and more memory than there can be."""
+    with pytest.raises(EngineError, match="there is no device 'gpu7'"):
+        Backend("gpu7")
+    with Backend("CPU", 1) as backend:
+        with pytest.raises(EngineError, match="wanted 1 or more"):
+            backend.set_threads(0)
+        for size in (0, -1, 1 << 60):
+            with pytest.raises(EngineError, match="bytes for weights"):
+                Memory(backend, size)
+    with pytest.raises(EngineError, match="closed"):
+        Memory(backend, MEBI)
+
+
+def test_what_was_used_is_given_back():
+    """Measuring again and again takes no more memory."""
+
+    def once():
+        with Backend("CPU", 1) as backend, Memory(backend, 8 * MEBI) as memory:
+            for name in ("q4_0", "q6_k"):
+                with Products(memory, ggml.type_named(name), (64, 512), 4, used=2) as products:
+                    products.step()
+
+    once()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(20):
+        once()
+
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+
+
+def test_copies_are_timed(memory):
+    """However much is asked for, no more is copied than the memory holds."""
+    assert 0 < memory.copy(MEBI) < 60
+    assert 0 < memory.copy(1 << 40) < 60
+
+
+def test_the_cpu_is_measured(monkeypatch):
+    """Rates for all types asked for, no link to itself."""
+    monkeypatch.setattr(bandwidth, "_span", lambda device: 32 * MEBI)
+    cpu = next(device for device in llama.devices() if device.kind == "cpu")
+    told = []
+
+    rates = measure_rates(cpu, 1, ("q8_0", "q4_k", "iq2_xxs"), 0.1, tell=lambda *n: told.append(n))
+
+    assert {"q8_0", "q4_k", "iq2_xxs"} == rates.by_type.keys()
+    assert all(1e6 < rate < 1e13 for rate in rates.by_type.values())
+    assert 1e7 < rates.flops < 1e15
+    assert 0 == rates.link
+    assert rates.turn > 0 and rates.operation >= 0
+    assert [(0, 3), (1, 3), (2, 3), (3, 3)] == told
+
+
+def test_a_type_that_ggml_lacks_is_an_error():
+    """Before anything is measured."""
+    with pytest.raises(PlanError, match="unknown type"):
+        measure_rates(Device("CPU", "", "cpu", 0, 0), 1, ["q9_k"])
+
+
+def test_a_full_device_is_not_measured():
+    """What is free must do for more than caches hold."""
+    with pytest.raises(EngineError, match="too few to measure"):
+        measure_rates(Device("CPU", "", "cpu", MEBI, 1 << 34), 1)
+
+
+@pytest.mark.parametrize(
+    ("times", "found", "calm"),
+    [
+        ([5.0, 4.0, 4.1, 4.2, 4.3, 4.4, 4.5, 4.6, 4.7, 4.8, 4.9], 4.5, True),
+        ([9.0, 1.0] + 10 * [9.0] + 9 * [1.1] + [60.0], 1.0, False),
+    ],
+)
+def test_the_fastest_step_counts_on_a_busy_machine(times, found, calm, monkeypatch):
+    """Nothing makes a step faster than it is."""
+    steps = iter([100.0, *times])
+    monkeypatch.setattr(bandwidth, "_MOST", len(times))
+    seconds, was_calm = bandwidth._fast_end(lambda: next(steps), 60.0)
+
+    assert was_calm == calm
+    assert abs(seconds - found) < 0.1
+
+
+BESIDE = """
+import json, sys
+from gemcut import llama
+from gemcut.runtime import bandwidth, profiles
+
+bandwidth._span = lambda device: 32 << 20
+bandwidth.TYPES = ("q8_0", "q4_k")
+name, = llama.add_rpc(sys.argv[1])
+device = next(device for device in llama.devices() if device.name == name)
+rates = bandwidth.measure_rates(device, 1, ("q8_0", "q4_k"), 0.2)
+profile = profiles.this_machine(1, profiles.Path(sys.argv[2]))
+print(json.dumps([rates.by_type, rates.flops, rates.link, rates.turn, profile.to_dict()]))
+"""
+
+
+def test_a_device_of_another_machine_is_measured(tmp_path):
+    """Over loopback: its rates, its link, and a profile that does not say where it is."""
+    endpoint, written = beside_a_device(BESIDE, tmp_path)
+    by_type, flops, link, turn, profile = json.loads(written.splitlines()[-1])
+
+    assert {"q8_0", "q4_k"} == by_type.keys()
+    assert min(*by_type.values(), flops, link) > 1e6
+    assert 0 < turn < 60
+    assert ["gpu0"] == [card["name"] for card in profile["cards"]]
+    assert profile["sync"] > 0
+    assert endpoint not in json.dumps(profile)
+    assert str(tmp_path) not in json.dumps(profile)
