@@ -184,7 +184,7 @@ class _InitParams(ctypes.Structure):
     _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]
 
 
-def load(metadata: Metadata, path: Path) -> Model:
+def load(metadata: Metadata, path: Path, overrides: tuple[tuple[str, str], ...] = ()) -> Model:
     """The model that llama.cpp makes of metadata alone; its tensors are not allocated."""
     path.write_bytes(header(metadata, []))
     c, base = require(), ggml.library("ggml-base")
@@ -192,14 +192,15 @@ def load(metadata: Metadata, path: Path) -> Model:
     base.gguf_init_from_file.argtypes = [ctypes.c_char_p, _InitParams]
     base.gguf_free.argtypes = [ctypes.c_void_p]
     parsed = base.gguf_init_from_file(str(path).encode(), _InitParams(True, None))
-    options = ModelOptions(no_alloc=True, load_mode="none")
-    params, _ = model_params(c, options)
+    options = ModelOptions(no_alloc=True, load_mode="none", overrides=overrides)
+    params, kept = model_params(c, options)
     params.load_mtp = True  # what is skipped would have to be in the file
     fill = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(lambda tensor, data: None)
     mark, init = log.count, c._lib.llama_model_init_from_user
     init.restype, init.argtypes = ctypes.c_void_p, [*[ctypes.c_void_p] * 3, type(params)]
     handle = init(parsed, ctypes.cast(fill, ctypes.c_void_p), None, params)
     base.gguf_free(parsed)
+    del kept
     assert handle, log.errors(mark)
     return Model(handle, options, Memory())
 

@@ -1,0 +1,232 @@
+"""The memory ledger: where every byte goes, place by place, before anything is loaded.
+
+What a plan chooses are tensors and their places; what a context takes beside them is `Fixed`, out
+of the metadata alone. Weights on the host count in full, whether they lie in pinned memory, in a
+layout of the CPU's own, or in the page cache: pages that are read for every token and do not stay
+in memory come from the disk each time. A copy in the CPU's layout takes the place of the file's
+pages, which nothing reads again, and loading needs no more than they can give up.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from gemcut.engine import ContextOptions
+from gemcut.errors import PlanError
+from gemcut.gguf_file import Value
+from gemcut.kv_cache import KVCache
+from gemcut.kv_layout import kv_layout
+from gemcut.profile import HOST, Processor, Profile
+from gemcut.runtime.activations import compute_bytes, dequantized_bytes, pool_bytes, widths
+
+# On a card, for what no formula says: cuBLAS' workspace, pools that grow in steps of 2 MiB, CUDA's
+# recorded graphs. llama.cpp's own fitting keeps 1 GiB; the driver's context (some 330 MiB) has to
+# come out of that, and is in `Processor.reserve` here.
+CARD_MARGIN = 256 << 20
+# On the host: the interpreter, its libraries and a vocabulary of 262144 tokens, which were 88 MB,
+# the CPU's own copies of activations, a server and its texts.
+HOST_MARGIN = 512 << 20
+_LEAST_OFFLOADED = 32  # tokens of a ubatch that a card computes with the host's experts (ggml-cuda)
+
+_BLOCK = re.compile(r"blk\.(\d{1,9})\.")
+_ROUTED = re.compile(r"_(ch)?exps\.")
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A tensor of the file that will be written, and where it lives."""
+
+    name: str
+    type: str
+    size: int  # bytes
+    weights: int
+    place: str  # "cpu", "gpu0", ...
+    copied: bool = False  # out of another copy, on the host, rows are looked up
+
+    @property
+    def routed(self) -> bool:
+        """Whether a token uses some of its experts only."""
+        return is_routed(self.name)
+
+    @property
+    def block(self) -> int | None:
+        """The number of its block."""
+        return block_of(self.name)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What a context takes beside the tensors, in bytes, and how it reads a prompt."""
+
+    caches: tuple[int, ...]  # keys, values and states of each block, at full context
+    reads: tuple[int, ...]  # of them, what one token reads and writes at full context
+    compute: int  # compute buffer, of any place; a host that computes experts only needs less
+    outputs: int  # logits, on the host
+    dequantized: int  # in a card's compute buffer: an F16 copy of quantized keys and values
+    pool: int  # of a card, beside the compute buffer
+    tokens: int  # of a ubatch
+    offloads: bool  # whether a card computes a ubatch with the host's experts
+    kind: str  # ggml type of the keys
+
+    def on_card(self, staged: int = 0) -> int:
+        """Bytes for computing on a card.
+
+        Args:
+            staged: bytes of the largest expert tensor that lives on the host while its block is on
+                a card (`staged_bytes`): prompts are computed on the card, which takes such a
+                tensor into its compute buffer whole. Attention is over by then, so that room is
+                used twice.
+        """
+        return self.compute + self.pool + max(self.dequantized, staged * self.offloads)
+
+
+def fixed(metadata: Mapping[str, Value], options: ContextOptions) -> Fixed:
+    """What a context with these options takes, whatever the tensors' types and places.
+
+    Raises:
+        PlanError: the architecture's caches are not known, or do not divide into their types.
+        GGUFError: the metadata is not what it should be.
+    """
+    named = metadata.get("general.architecture")
+    architecture = str(named.data) if named else "unknown"
+    cache = kv_layout(architecture, metadata)
+    if cache is None:
+        raise PlanError(
+            f"what a {architecture} model keeps of its context is not known, so its memory cannot "
+            "be planned: give a --size or a --type instead"
+        )
+    model = widths(metadata)
+    tokens = min(options.n_ubatch, options.n_ctx)
+    rows = min(options.n_outputs or options.n_batch or options.n_ctx, options.n_ctx)
+    return Fixed(
+        caches=_each(cache, options),
+        reads=_reads(cache, options),
+        compute=compute_bytes(model, cache, options),
+        outputs=4 * rows * model.vocabulary,
+        dequantized=dequantized_bytes(cache, options),
+        pool=pool_bytes(model, options),
+        tokens=tokens,
+        offloads=options.op_offload and tokens >= _LEAST_OFFLOADED,
+        kind=options.type_k,
+    )
+
+
+def rooms(profile: Profile, needs: Fixed, staged: int = 0) -> tuple[int, ...]:
+    """Bytes that each place has for tensors and caches, the host first; below 0 where even what
+    comes first does not fit.
+
+    Args:
+        staged: as `Fixed.on_card` takes it.
+    """
+    return tuple(
+        place.memory - sum(_first(place, needs, staged).values()) for place in profile.places
+    )
+
+
+def ledger(
+    profile: Profile, needs: Fixed, tensors: Iterable[Placed], role_of: Callable[[str], str]
+) -> dict[str, dict[str, int]]:
+    """Where the bytes of every place go: {place: {what: bytes}}; together they are its memory.
+
+    "free" is what is left, below 0 where the plan does not fit. A place without tensors computes
+    nothing.
+
+    Args:
+        role_of: the role of a tensor's name, under which its weights are summed.
+
+    Raises:
+        PlanError: a tensor lives at a place that the machine does not have.
+    """
+    placed, blocks = list(tensors), len(needs.caches)
+    staged = staged_bytes(placed, blocks)
+    pages = {place.name: _first(place, needs, staged) for place in profile.places}
+    for tensor in placed:
+        if tensor.place not in pages:
+            raise PlanError(
+                f"{tensor.name} is to live at {tensor.place}, this machine has {', '.join(pages)}: "
+                "plan again for it"
+            )
+        for place in {tensor.place, HOST} if tensor.copied else {tensor.place}:
+            _add(pages[place], f"weights: {role_of(tensor.name)}", tensor.size)
+    for home, size in zip(homes(placed, blocks), needs.caches, strict=True):
+        _add(pages[home], "kv", size)
+    for processor in profile.places:
+        _close(pages[processor.name], processor)
+    return pages
+
+
+def homes(tensors: Iterable[Placed], blocks: int) -> tuple[str, ...]:
+    """Where each block is computed and has its caches: where all of it but its experts lives."""
+    found: dict[int, str] = {}
+    for tensor in tensors:
+        if tensor.block is not None and not tensor.routed:
+            found.setdefault(tensor.block, tensor.place)
+    return tuple(found.get(block, HOST) for block in range(blocks))
+
+
+def staged_bytes(tensors: Iterable[Placed], blocks: int) -> int:
+    """Bytes of the largest expert tensor that lives on the host while its block is on a card."""
+    placed = list(tensors)
+    at = homes(placed, blocks)
+    return max((tensor.size for tensor in placed if card_beside(tensor, at)), default=0)
+
+
+def card_beside(tensor: Placed, at: Sequence[str]) -> str | None:
+    """The card where a tensor's block is at home, if the tensor is experts on the host.
+
+    Args:
+        at: the homes of the blocks.
+    """
+    block = tensor.block
+    if not tensor.routed or tensor.place != HOST or block is None or block >= len(at):
+        return None
+    return at[block] if at[block] != HOST else None
+
+
+def is_routed(name: str) -> bool:
+    """Whether a tensor holds experts of which a token uses some only."""
+    return _ROUTED.search(name) is not None
+
+
+def block_of(name: str) -> int | None:
+    """The number of a tensor's block; None outside the blocks."""
+    match = _BLOCK.match(name)
+    return int(match[1]) if match else None
+
+
+def _first(place: Processor, needs: Fixed, staged: int) -> dict[str, int]:
+    """What is taken before any tensor."""
+    if place.name == HOST:
+        used = {"margin": HOST_MARGIN, "compute": needs.compute, "outputs": needs.outputs}
+    else:
+        used = {"margin": CARD_MARGIN, "compute": needs.on_card(staged)}
+    return {"reserve": place.reserve} | used
+
+
+def _add(page: dict[str, int], kind: str, size: int) -> None:
+    page[kind] = page.get(kind, 0) + size
+
+
+def _close(page: dict[str, int], place: Processor) -> None:
+    """Say what is left; a card without tensors computes nothing."""
+    if place.name != HOST and not any(kind.startswith("weights") for kind in page):
+        page["compute"] = 0
+    page["free"] = place.memory - sum(page.values())
+
+
+def _each(cache: KVCache, options: ContextOptions) -> tuple[int, ...]:
+    """Bytes of the caches of every block."""
+    alone = (replace(cache, blocks=(block,)) for block in cache.blocks)
+    return tuple(one.sizes(options).total for one in alone)
+
+
+def _reads(cache: KVCache, options: ContextOptions) -> tuple[int, ...]:
+    """Bytes of every block's caches that a token of one sequence reads.
+
+    Attention goes over all cells of a sliding window's cache, those past the window, too, which it
+    then ignores. A state is read and written.
+    """
+    streams = 1 if options.kv_unified else options.n_seq
+    one = replace(options, n_seq=1, n_ctx=max(1, options.n_ctx // streams))
+    sizes = (replace(cache, blocks=(block,)).sizes(one) for block in cache.blocks)
+    return tuple(size.full + size.swa + 2 * size.recurrent for size in sizes)
