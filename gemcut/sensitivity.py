@@ -12,7 +12,7 @@ The file is sorted JSON with one tensor and one group per line, so that two can 
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -128,6 +128,10 @@ class Sensitivity:
         errors: dict[str, list[LocalError]] = {group: [] for group in self.groups}
         for name in self._chosen(types):
             errors[self.tensors[name].group].append(self._error(name, types[name]))
+        return self.total(errors)
+
+    def total(self, errors: Mapping[str, Collection[LocalError]]) -> tuple[float, float]:
+        """KL divergence, and its standard error, of errors in these groups; see `predict`."""
         total = variance = 0.0
         for group, found in errors.items():
             weight, error = self.groups[group], sum(each.mean for each in found)

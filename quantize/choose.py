@@ -1,20 +1,19 @@
-"""Making plans from what a user asks for: one type, a stock mixture, or a size.
+"""Plans by name: one type, or a mixture of llama.cpp; and the tensors that any plan makes.
 
 Each function looks at names and shapes alone; no weight is read.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from gemcut import ggml
 from gemcut.convert.model import Model, Tensor
-from gemcut.errors import BudgetError, PlanError, UsageError
+from gemcut.errors import PlanError
 from gemcut.gguf_file import TensorInfo, Value
-from gemcut.gguf_layout import file_size
 from gemcut.plan import Entry, Plan
-from gemcut.quantize import budget, stock
+from gemcut.quantize import stock
 from gemcut.quantize.candidates import fallback
+from gemcut.quantize.reshape import shaped
 
 
 def plan_uniform(
@@ -57,76 +56,39 @@ def plan_stock(model: Model, name: str, importance: bool = False) -> Plan:
     return _plan(model, entries, request, {"name": "llama.cpp", "mixture": mixture.name})
 
 
-def plan_size(
-    model: Model, size: int, describe: Callable[[Plan], Mapping[str, Value]], weighted: budget.Names
-) -> Plan:
-    """The best types by priors whose finished file is not larger than `size` bytes.
-
-    Args:
-        describe: gives the metadata of the file that a plan makes; its bytes count.
-        weighted: the tensors that there is importance for.
-
-    Raises:
-        BudgetError: not even the smallest choice fits.
-    """
-    room = size
-    least = budget.smallest(model, weighted)
-    while True:  # the plan travels in the file, and its length depends on the choice
-        plan = plan_weights(model, max(room, least), {"size": size}, weighted)
-        excess = file_size(describe(plan), infos(model, plan)) - size
-        if excess <= 0:
-            return plan
-        if plan.size <= least:
-            told = replace(plan, request={"size": size + excess})  # a longer number takes room, too
-            wanted = file_size(describe(told), infos(model, told))
-            raise BudgetError(
-                f"{size} bytes are too few: the smallest file of this model takes {wanted} "
-                f"({plan.bpw:.2f} bits per weight)"
-            )
-        room = plan.size - excess
-
-
-def plan_bpw(model: Model, bpw: float, weighted: budget.Names) -> Plan:
-    """The best types by priors at no more than `bpw` bits per weight over all tensors.
-
-    Raises:
-        BudgetError: not even the smallest choice fits.
-    """
-    if not math.isfinite(bpw * model.weights):
-        raise UsageError(f"{bpw} bits per weight: wanted a number, as 4.5")
-    return plan_weights(model, int(bpw * model.weights / 8), {"bpw": bpw}, weighted)
-
-
-def plan_weights(
-    model: Model, room: int, request: Mapping[str, int | float], weighted: budget.Names
-) -> Plan:
-    """The best types by priors whose tensors take no more than `room` bytes."""
-    types, ranges = budget.solve(model, room, weighted)
-    entries = {name: Entry(kind.name) for name, kind in types.items()}
-    solver = {"name": "priors", "ranges": ranges}
-    return _plan(model, entries, request, solver)
-
-
 def refit(model: Model, plan: Plan) -> Plan:
-    """The plan with its weights and bytes counted on this model: it may have been edited."""
-    size = sum(info.nbytes for info in infos(model, plan))
-    return replace(plan, weights=model.weights, size=size)
+    """The plan with its bytes counted on this model: it may have been edited.
+
+    Raises:
+        PlanError: it was made for another model.
+    """
+    if (plan.architecture, plan.weights) != (model.architecture, model.weights):
+        raise PlanError(
+            f"the plan is for a {plan.architecture} model of {plan.weights} weights, this one is "
+            f"a {model.architecture} of {model.weights}: plan anew"
+        )
+    return _counted(model, plan)
+
+
+def _counted(model: Model, plan: Plan) -> Plan:
+    return replace(plan, size=sum(info.nbytes for info in infos(model, plan)))
 
 
 def infos(model: Model, plan: Plan) -> list[TensorInfo]:
     """The tensors as the plan's file will hold them."""
-    missing = {tensor.name for tensor in model.tensors} ^ set(plan.tensors)
+    made = shaped(model, plan)
+    missing = {tensor.name for tensor in made.tensors} ^ set(plan.tensors)
     if missing:
         raise PlanError(
             f"the plan is for another model: {min(missing)} is only in one of the two"
             + (f" ({len(missing)} such tensors)" if len(missing) > 1 else "")
         )
-    return [_info(tensor, plan.tensors[tensor.name]) for tensor in model.tensors]
+    return [_info(tensor, plan.tensors[tensor.name]) for tensor in made.tensors]
 
 
 def _info(tensor: Tensor, entry: Entry) -> TensorInfo:
-    if entry.padded_to or entry.split or entry.experts:
-        raise PlanError(f"{tensor.name}: padding, splitting and types per expert are not written")
+    if entry.experts:
+        raise PlanError(f"{tensor.name}: types per expert are not written")
     kind = ggml.type_named(entry.type)
     held = _held(tensor, kind)
     if held and kind.name != held:
@@ -173,7 +135,7 @@ def _plan(
     request: Mapping[str, str | int | float],
     solver: Mapping[str, str],
 ) -> Plan:
-    return refit(model, Plan(model.architecture, model.weights, 0, request, solver, entries))
+    return _counted(model, Plan(model.architecture, model.weights, 0, request, solver, entries))
 
 
 def _mixture(model: Model, name: str, importance: bool) -> stock.Mixture:

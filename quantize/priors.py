@@ -1,11 +1,13 @@
 """What errors are believed to cost, before the model itself is asked."""
 
+from collections.abc import Collection
 from statistics import fmean
 
-from gemcut.convert.model import Model
-from gemcut.quantize.groups import Groups
+from gemcut.convert.model import Model, Tensor
+from gemcut.quantize.candidates import error, measured, paddable
+from gemcut.quantize.groups import Groups, group_tensors
 from gemcut.quantize.roles import role_of
-from gemcut.sensitivity import GroupWeight
+from gemcut.sensitivity import GroupWeight, LocalError, Sensitivity, TensorSensitivity
 
 # The priors are divergences of tensors in IQ2_XXS, whose relative error on normally distributed
 # weights this is. They hold to a factor of about two.
@@ -22,3 +24,27 @@ def prior_weights(model: Model, groups: Groups) -> dict[str, GroupWeight]:
         weight = fmean(role_of(name).prior(layers, tied) for name in names) / _PRIOR_ERROR
         weights[group] = GroupWeight(weight, _PRIOR_DOUBT * weight, "prior")
     return weights
+
+
+def prior_sensitivity(model: Model, weighted: Collection[str]) -> Sensitivity:
+    """A sensitivity out of beliefs alone: errors of normally distributed weights, and priors.
+
+    No weight is read.
+
+    Args:
+        weighted: the tensors that there is importance for.
+    """
+    cut = {t.name: t for t in model.tensors if not t.kept and t.quantizable}
+    groups = group_tensors(list(cut), 1)
+    group_of = {name: group for group, names in groups.items() for name in names}
+    tensors = {
+        name: TensorSensitivity(group_of[name], _errors(tensor, name in weighted))
+        for name, tensor in cut.items()
+    }
+    weights = prior_weights(model, groups)
+    return Sensitivity(model.architecture, "", None, None, {}, weights, tensors)
+
+
+def _errors(tensor: Tensor, importance: bool) -> dict[str, LocalError]:
+    ways = measured(tensor.columns, tensor.source_type, importance, paddable(tensor.name))
+    return {str(way): LocalError(error(way.type, tensor.source_type)) for way in ways}

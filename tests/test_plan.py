@@ -7,18 +7,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemcut.errors import OutputError, PlanError
-from gemcut.plan import Entry, Plan
+from gemcut.plan import Entry, Measured, Plan
 
 NAMES = st.sampled_from([f"blk.{i}.{part}.weight" for i in range(3) for part in ("attn_q", "x")])
 TYPES = st.sampled_from(["f32", "q4_k", "iq4_nl"])
+PLACES = st.sampled_from(["cpu", "gpu0", "gpu1"])
+MEASURED = st.builds(
+    Measured,
+    kld=st.floats(-1, 1),
+    se=st.floats(0, 1),
+    predicted=st.floats(0, 1),
+    text=st.just("digest"),
+    chunks=st.integers(1, 9),
+    reference=st.just("q8_0"),
+)
 ENTRIES = st.builds(
     Entry,
     type=TYPES,
-    device=st.none() | st.just("CUDA0"),
+    device=st.none() | PLACES,
     padded_to=st.none() | st.integers(1, 4096),
     split=st.booleans(),
     experts=st.none() | st.lists(TYPES, min_size=1, max_size=3).map(tuple),
     wanted=st.none() | TYPES,
+    error=st.none() | st.floats(0, 1),
 )
 PLANS = st.builds(
     Plan,
@@ -28,6 +39,10 @@ PLANS = st.builds(
     request=st.dictionaries(st.sampled_from(["type", "size"]), TYPES | st.integers()),
     solver=st.dictionaries(st.sampled_from(["name", "ranges"]), TYPES),
     tensors=st.dictionaries(NAMES, ENTRIES, max_size=4),
+    sources=st.dictionaries(st.sampled_from(["model", "imatrix"]), st.none() | TYPES),
+    ledger=st.dictionaries(PLACES, st.dictionaries(TYPES, st.integers()), max_size=2),
+    predicted=st.dictionaries(TYPES, st.floats(0, 1)),
+    measured=st.lists(MEASURED, max_size=2).map(tuple),
 )
 
 
@@ -54,7 +69,7 @@ def test_a_plan_says_no_more_than_it_must():
     plan = Plan("gemma4", 64, 36, {"type": "q4_0"}, {"name": "uniform"}, {"a": Entry("q4_0")})
 
     assert json.loads(plan.to_json()) == {
-        "version": 1,
+        "version": 2,
         "architecture": "gemma4",
         "weights": 64,
         "size": 36,
@@ -73,7 +88,7 @@ def test_bits_per_weight_and_fallbacks():
 
 
 GOOD = {
-    "version": 1,
+    "version": 2,
     "architecture": "gemma4",
     "weights": 64,
     "size": 36,
@@ -91,8 +106,8 @@ GOOD = {
         ("null", "not a plan"),
         ("{}", "not a plan"),
         ("[" * 100_000, "not a plan"),
-        (json.dumps(GOOD | {"version": 2}), "a plan of another version; wanted 1"),
-        (json.dumps(GOOD | {"weights": 0}), "not a plan: 0 weights"),
+        (json.dumps(GOOD | {"version": 1}), "a plan of another version; wanted 2"),
+        (json.dumps(GOOD | {"weights": 0}), "not a plan: it has no weights"),
         (json.dumps(GOOD | {"weights": "64"}), "not a plan"),
         (json.dumps(GOOD | {"size": None}), "not a plan: size is None"),
         (json.dumps(GOOD | {"size": -1}), "not a plan: size is -1"),
@@ -103,6 +118,9 @@ GOOD = {
         (json.dumps(GOOD | {"tensors": {"a": {}}}), "not a plan.*type"),
         (json.dumps(GOOD | {"tensors": {"a": {"type": 4}}}), "not a plan.*type is 4"),
         (json.dumps(GOOD | {"tensors": {"a": {"type": "q4_0", "bits": 4}}}), "not a plan.*bits"),
+        (json.dumps(GOOD | {"tensors": {"a": {"type": "q4_0", "device": "CUDA0"}}}), "not a.*gpu0"),
+        (json.dumps(GOOD | {"ledger": {"cpu": {"kv": 1.5}}}), "not a plan: ledger: cpu: kv is 1.5"),
+        (json.dumps(GOOD | {"measured": [{"kld": 1}]}), "not a plan: measured is .*reference"),
     ],
 )
 def test_what_is_not_a_plan_is_refused(text, words, tmp_path):

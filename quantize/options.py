@@ -1,0 +1,259 @@
+"""What may become of every tensor: the options that the program chooses from, with their prices.
+
+An option is a type that the row allows, within the limits of the request, with the bytes that it
+takes, what its error costs, and the seconds that it takes for a token at each place. Padding and
+writing a fused tensor in parts are options like any other.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from gemcut import ggml
+from gemcut.convert.model import Model, Tensor
+from gemcut.errors import PlanError, SensitivityError
+from gemcut.plan import HOST
+from gemcut.quantize import widths
+from gemcut.quantize.request import Request, Rule, rules_of
+from gemcut.quantize.roles import Role, role_of
+from gemcut.quantize.widths import Padding, paddings, splits
+from gemcut.runtime.ledger import block_of, is_routed
+from gemcut.runtime.program import Item, Option
+from gemcut.sensitivity import PARTS, LocalError, Sensitivity
+
+# Smallest bits per weight of (experts, everything else). The default range is what suits a mixture
+# of experts, and may be left where that is measured to be better; the limits are not left unless
+# all types are asked for.
+DEFAULT_RANGE = (4.25, 5.5)
+LIMITS = (2.0, 4.25)
+_NEVER = ("iq1_s", "iq1_m")  # unless asked for
+# Below the default range a prior is believed to be too low: errors there add up to more.
+_DOUBT = 1.5
+_SUPER_BLOCK = 256
+
+Seconds = Callable[[str, float], tuple[float, ...]]  # of active bytes in a type, at each place
+
+
+@dataclass(frozen=True)
+class Way:
+    """How an option writes a tensor."""
+
+    tensor: str  # of the source
+    type: str
+    padded_to: int | None = None  # units of the feed-forward
+    key: str | None = None  # of its entry in the sensitivity; None: it is never cut
+    error: LocalError | None = None
+    below: bool = False  # the default range
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The items of a model, and what their options mean."""
+
+    items: tuple[Item, ...]
+    ways: Mapping[tuple[str, str, bool], Way]  # by item, option's name, and whether it is padded
+    fused: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # tensor -> its parts
+
+    def way(self, item: str, option: Option) -> Way:
+        """What a chosen option means."""
+        return self.ways[item, option.name, option.padded]
+
+    def within_default(self) -> "Choices":
+        """Without what is below the default range, where that leaves something."""
+        return replace(self, items=tuple(self._within(item) for item in self.items))
+
+    def _within(self, item: Item) -> Item:
+        above = tuple(o for o in item.options if not self.way(item.name, o).below)
+        parts = tuple(self._within(part) for part in item.parts)
+        return replace(item, options=above or item.options, parts=parts)
+
+
+class Builder:
+    """Makes the choices of a model for a request."""
+
+    def __init__(
+        self,
+        model: Model,
+        sensitivity: Sensitivity,
+        request: Request,
+        weighted: Collection[str],
+        shares: Mapping[str, float],
+        seconds: Seconds,
+        places: tuple[str, ...],
+        roams: bool = True,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            weighted: the tensors that there is importance for.
+            shares: of each tensor's bytes, what a token reads.
+            places: what they are called, in the order of the program.
+            roams: whether experts may be on the host while their block is on a card.
+        """
+        self.model, self.sensitivity, self.request = model, sensitivity, request
+        self.weighted, self.shares, self.seconds = weighted, shares, seconds
+        self.places, self.roams = places, roams
+        self.paddings = {
+            tensor: (name, padding)
+            for name, padding in paddings(model).items()
+            if padding.width % _SUPER_BLOCK and not request.plain
+            for tensor in padding.tensors
+        }
+        known = sensitivity.tensors
+        self.fused = {
+            name: parts
+            for name, parts in splits(model).items()
+            if all(f"{name}#{part}" in known for part in PARTS) and not request.plain
+        }
+        names = [tensor.name for tensor in model.tensors]
+        apart = [part for parts in self.fused.values() for part in parts]
+        self.rules = rules_of(request.rules, [*names, *apart])
+        self.blocks = max((block_of(name) or 0 for name in names), default=0) + 1
+        self.tied = "output.weight" not in names
+        self.ways: dict[tuple[str, str, bool], Way] = {}
+
+    def build(self) -> Choices:
+        """The choices.
+
+        Raises:
+            PlanError: a rule is about no tensor, or a tensor is left without any type or place.
+            SensitivityError: a tensor was not measured.
+        """
+        items = tuple(self._tensor(tensor) for tensor in self.model.tensors)
+        return Choices(items, self.ways, self.fused)
+
+    def _tensor(self, tensor: Tensor) -> Item:
+        if tensor.name not in self.fused:
+            return self._item(tensor, tensor.name, tensor.name)
+        parts = tuple(
+            self._item(tensor, name, f"{tensor.name}#{part}", len(PARTS))
+            for name, part in zip(self.fused[tensor.name], PARTS, strict=True)
+        )
+        whole = self._item(tensor, tensor.name, tensor.name)
+        return replace(whole, parts=parts)
+
+    def _item(self, tensor: Tensor, name: str, key: str, share: int = 1) -> Item:
+        """One tensor, or one of the `share` parts of it that `key` stands for."""
+        width = self.paddings.get(tensor.name)
+        ways = list(self._ways(tensor, name, key, width[1] if width else None))
+        options = []
+        for way in ways:
+            option = self._option(tensor, way, share, width[1] if width else None)
+            self.ways[name, option.name, option.padded] = way
+            options.append(option)
+        is_lookup = role_of(name).is_lookup
+        return Item(
+            name,
+            tuple(options),
+            block=self._block(name),
+            roams=is_routed(name) and self.roams,
+            copied=is_lookup and self._block(name) is not None,
+            width=width[0] if width else None,
+            places=self._places(name),
+        )
+
+    def _block(self, name: str) -> int | None:
+        """The output counts as one more block; tables are looked up on the host."""
+        if (block := block_of(name)) is not None:
+            return block
+        if role_of(name).is_lookup and not (name == "token_embd.weight" and self.tied):
+            return None
+        return self.blocks
+
+    def _places(self, name: str) -> frozenset[int] | None:
+        device = self.rules[name].device if name in self.rules else None
+        if device is None:
+            return None
+        found = {at for at, place in enumerate(self.places) if _is(place, device)}
+        if self.places == ("",):
+            raise PlanError(f"{name} is to live at {device}: no machine is planned for")
+        if not found:
+            raise PlanError(
+                f"{name} is to live at {device}: this machine has {', '.join(self.places)}"
+            )
+        return frozenset(found)
+
+    def _ways(self, tensor: Tensor, name: str, key: str, padding: Padding | None) -> Iterator[Way]:
+        if tensor.kept or not tensor.quantizable:
+            yield Way(tensor.name, tensor.kept or tensor.float_type)
+            return
+        found = list(self._candidates(tensor, key, padding))
+        allowed = self._allowed(tensor, name, found)
+        if not allowed:
+            known = ", ".join(sorted({way.type for way in found}))
+            raise PlanError(f"{name}: none of the types asked for fits it; it can be {known}")
+        yield from allowed
+
+    def _candidates(self, tensor: Tensor, key: str, padding: Padding | None) -> Iterator[Way]:
+        """All that was measured and can be written."""
+        if key not in self.sensitivity.tensors:
+            raise SensitivityError(f"{key} was not measured: another model's sensitivity?")
+        floor = DEFAULT_RANGE[not role_of(tensor.name).is_expert]
+        for name, error in self.sensitivity.tensors[key].errors.items():
+            kind = ggml.type_named(name.partition("@")[0])
+            if ggml.needs_importance(kind) and tensor.name not in self.weighted:
+                continue
+            way = Way(tensor.name, kind.name, None, key, error, kind.bpw < floor)
+            if kind.fits(tensor.columns):
+                yield way
+            if padding and kind.fits(_columns(tensor, padding)):
+                units = padding.tensors[tensor.name] * _padded(padding)
+                yield replace(way, padded_to=units)
+
+    def _allowed(self, tensor: Tensor, name: str, ways: list[Way]) -> list[Way]:
+        """Within rules and floors; of what these leave open, within the types and limits."""
+        rule, floor = self.rules.get(name, Rule(name)), self.request.floor(name)
+        if floor is not None:
+            ways = [way for way in ways if ggml.type_named(way.type).bpw >= floor.bpw]
+        if rule.types:
+            return [way for way in ways if way.type in rule.types]
+        if self.request.types is not None:
+            wanted = {kind.lower() for kind in self.request.types}
+            return [way for way in ways if way.type in wanted]
+        if self.request.all_types:
+            return ways
+        return _within_limits(ways, role_of(tensor.name)) or ways
+
+    def _option(self, tensor: Tensor, way: Way, share: int, padding: Padding | None) -> Option:
+        kind = ggml.type_named(way.type)
+        rows, columns = tensor.rows // share, tensor.columns
+        if way.padded_to and padding:
+            columns = _columns(tensor, padding)
+            if columns == tensor.columns:  # gate and up grow by rows
+                rows = rows // widths.width(tensor) * way.padded_to
+        size = rows * kind.row_bytes(columns)
+        active = size * self.shares[tensor.name]
+        return Option(
+            kind.name, size, self._loss(way), self.seconds(kind.name, active), bool(way.padded_to)
+        )
+
+    def _loss(self, way: Way) -> float:
+        if way.key is None or way.error is None or not self._runs(way.tensor):
+            return 0.0
+        weight = self.sensitivity.groups[self.sensitivity.tensors[way.key].group]
+        doubt = _DOUBT if way.below and weight.source == "prior" else 1.0
+        return weight.weight * way.error.mean * doubt
+
+    def _runs(self, name: str) -> bool:
+        """Whether the model computes with it: blocks that only draft tokens do not count."""
+        return self.shares[name] > 0 or role_of(name).is_lookup
+
+
+def _within_limits(ways: list[Way], role: Role) -> list[Way]:
+    least = LIMITS[not role.is_expert]
+    return [w for w in ways if w.type not in _NEVER and ggml.type_named(w.type).bpw >= least]
+
+
+def _is(place: str, device: str) -> bool:
+    """Whether a place is the one that a rule names, or any card."""
+    return place == device or (device == "gpu" and place != HOST)
+
+
+def _padded(padding: Padding) -> int:
+    return -(-padding.width // _SUPER_BLOCK) * _SUPER_BLOCK
+
+
+def _columns(tensor: Tensor, padding: Padding) -> int:
+    """Length of a padded tensor's rows: only down's are as long as the feed-forward is wide."""
+    if ".ffn_down" in tensor.name:
+        return padding.tensors[tensor.name] * _padded(padding)
+    return tensor.columns

@@ -1,0 +1,232 @@
+"""What planning comes to: points, each a choice of types and places, and the plan of one.
+
+Predictions stand here: what a choice is expected to lose, and how fast it would run.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+from gemcut.convert.model import Model
+from gemcut.engine import ContextOptions
+from gemcut.gguf_file import Value
+from gemcut.plan import Entry, Plan
+from gemcut.profile import Profile
+from gemcut.quantize.identity import fingerprint, model_key, sensitivity_digest
+from gemcut.quantize.options import Choices, Way
+from gemcut.quantize.request import Request
+from gemcut.quantize.rescale import Rescale
+from gemcut.quantize.roles import role_of
+from gemcut.runtime.ledger import Fixed, Placed, ledger
+from gemcut.runtime.program import Chosen, Solution
+from gemcut.runtime.throughput import decode_speed, prefill_speed
+from gemcut.sensitivity import LocalError, Sensitivity
+
+Describe = Callable[[Plan], Mapping[str, Value]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One choice of types and places. Speeds are predicted tokens per second."""
+
+    label: str
+    size: int  # bytes of the tensors
+    bpw: float
+    kld: float  # predicted
+    kld_se: float
+    decode: float | None = None
+    prefill: float | None = None
+    cards: int = 0  # bytes of tensors and caches on cards
+    host: int = 0
+    below: int = 0  # tensors below the default range
+    fits: bool = True  # the machine
+    gap: float = 0.0
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a little more of something would buy, at the same price of time."""
+
+    what: str
+    point: Point
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A plan, what was chosen, and what else there was."""
+
+    plan: Plan
+    chosen: Point
+    frontier: tuple[Point, ...] = ()
+    gains: tuple[Gain, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a plan is made from.
+
+    sensitivity: None: priors. weighted: the tensors that there is importance for. machine: None:
+    types alone are chosen. rescale: what finished files taught about predictions.
+    """
+
+    model: Model
+    request: Request
+    describe: Describe  # the metadata of the file that a plan makes
+    sensitivity: Sensitivity | None = None
+    weighted: Collection[str] = ()
+    machine: Profile | None = None
+    context: ContextOptions = ContextOptions(n_ctx=8192, n_outputs=1)
+    rescale: Rescale = Rescale()
+    imatrix: str | None = None  # digest of the importance
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Says what solutions of one task come to.
+
+    shares: of each of the source's tensors, what a token reads. needs: what a context takes, if a
+    machine is planned for.
+    """
+
+    task: Task
+    sensitivity: Sensitivity  # measured, or believed
+    choices: Choices
+    shares: Mapping[str, float]
+    places: tuple[str, ...]
+    needs: Fixed | None
+
+    def point(self, solution: Solution, label: str) -> Point:
+        """What a solution comes to."""
+        ways = self._ways(solution)
+        placed = self._placed(solution)
+        decode = prefill = None
+        if self.task.machine and self.needs:
+            speed = self.task.machine, self.needs, placed, self._shares(ways)
+            decode, prefill = decode_speed(*speed).per_second, prefill_speed(*speed).per_second
+        return Point(
+            label,
+            solution.size,
+            8 * solution.size / self.task.model.weights,
+            self.task.rescale.expected(solution.loss),
+            self.task.rescale.scale * self._doubt(ways.values()),
+            decode,
+            prefill,
+            sum(solution.held[1:]),
+            solution.held[0],
+            sum(way.below for way in ways.values()),
+            gap=solution.gap,
+        )
+
+    def _shares(self, ways: Mapping[str, Way]) -> dict[str, float]:
+        return {name: self.shares[way.tensor] for name, way in ways.items()}
+
+    def _ways(self, solution: Solution) -> dict[str, Way]:
+        return {
+            name: self.choices.way(name, chosen.option) for name, chosen in solution.chosen.items()
+        }
+
+    def _doubt(self, ways: Iterable[Way]) -> float:
+        """Standard error of a predicted loss: see `Sensitivity.predict`."""
+        errors: dict[str, list[LocalError]] = {}
+        for way in ways:
+            if way.key and way.error:
+                group = self.sensitivity.tensors[way.key].group
+                errors.setdefault(group, []).append(way.error)
+        return self.sensitivity.total(errors)[1]
+
+    def _placed(self, solution: Solution) -> list[Placed]:
+        copied = {item.name for item in self.choices.items if item.copied}
+        return [
+            Placed(
+                name,
+                chosen.option.name,
+                chosen.option.size,
+                self._weights[name],
+                self.places[chosen.place],
+                name in copied and chosen.place > 0,
+            )
+            for name, chosen in solution.chosen.items()
+        ]
+
+    @cached_property
+    def _weights(self) -> dict[str, int]:
+        """Weights of every tensor that may be written."""
+        counts = {tensor.name: tensor.weights for tensor in self.task.model.tensors}
+        for name, parts in self.choices.fused.items():
+            counts |= dict.fromkeys(parts, counts[name] // len(parts))
+        return counts
+
+    def plan(self, solution: Solution) -> Plan:
+        """The plan of a solution, with its ledger and predictions."""
+        task, ways = self.task, self._ways(solution)
+        entries = {
+            name: self._entry(name, chosen, ways[name]) for name, chosen in solution.chosen.items()
+        }
+        label = task.request.preference
+        point, context = self.point(solution, label), task.context
+        plan = Plan(
+            task.model.architecture,
+            task.model.weights,
+            solution.size,
+            task.request.to_dict(),
+            {
+                "name": f"HiGHS {version('highspy')}",
+                "gap": float(f"{solution.gap:.2g}"),
+                "aim": label,
+            },
+            entries,
+            self._sources,
+            predicted=self._predicted(point, solution),
+        )
+        if not (self.task.machine and self.needs):
+            return plan
+        names = ("n_ctx", "n_seq", "n_ubatch", "type_k", "type_v")
+        return replace(
+            plan,
+            context={name: getattr(context, name) for name in names},
+            machine=self.task.machine.to_dict(),
+            ledger=ledger(self.task.machine, self.needs, self._placed(solution), _role),
+        )
+
+    @cached_property
+    def _sources(self) -> dict[str, str | None]:
+        model, given = self.task.model, self.task.sensitivity
+        return {
+            "model": fingerprint(model) if model.files else model_key(model),
+            "imatrix": self.task.imatrix,
+            "sensitivity": None if given is None else sensitivity_digest(given),
+        }
+
+    def _entry(self, name: str, chosen: Chosen, way: Way) -> Entry:
+        return Entry(
+            way.type,
+            self.places[chosen.place] or None,
+            way.padded_to,
+            way.tensor != name,
+            error=way.error.mean if way.error and self.task.sensitivity else None,
+        )
+
+    def _predicted(self, point: Point, solution: Solution) -> dict[str, Any]:
+        probed = any(group.source == "probe" for group in self.sensitivity.groups.values())
+        said = {
+            "kld": _rounded(solution.loss),
+            "kld_expected": _rounded(point.kld),
+            "kld_se": _rounded(point.kld_se),
+            "kld_by": "probe" if probed else "prior",
+        }
+        if self.task.machine is None:
+            return said
+        speeds = {"decode": _rounded(point.decode), "prefill": _rounded(point.prefill)}
+        return said | speeds | {"speed_doubt": self.task.machine.doubt}
+
+
+def _role(name: str) -> str:
+    return role_of(name).name
+
+
+def _rounded(value: float | None) -> float | None:
+    """To five digits: more would be noise, and make files differ that say the same."""
+    return None if value is None else float(f"{value:.5g}")
