@@ -58,7 +58,8 @@ class Stored(Matrix):
     def read(self, index: Index) -> ggml.Floats:
         rows = self.view[index]
         if rows.dtype == np.uint16:
-            return (rows.astype(np.uint32) << 16).view(np.float32)
+            raw = np.ascontiguousarray(rows).view(np.uint8)
+            return ggml.dequantize(ggml.type_named(self.type), raw, self.columns)
         return rows.astype(np.float32, copy=False)
 
     def raw(self, index: Index) -> ggml.Bytes:

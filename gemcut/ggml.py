@@ -232,7 +232,7 @@ def quantize(
     out = np.empty((count, kind.row_bytes(columns)), np.uint8)
     weights = _checked_importance(kind, importance, columns)
     most = _LARGEST if kind.quantized else np.inf
-    if (kind.quantized or not nonfinite) and not (np.abs(rows) < most).all():  # nor is NaN
+    if (kind.quantized or not nonfinite) and not _within(rows, most):
         raise EngineError("the weights hold NaN, infinite or huge values: is the source damaged?")
     if kind.name == "f32":
         return rows.view(np.uint8)
@@ -250,6 +250,11 @@ def quantize(
     if not nonfinite and not is_finite(kind, out):
         raise EngineError(f"{kind.name}: not finite after encoding: the weights are too large")
     return out
+
+
+def _within(rows: Floats, most: float) -> bool:
+    """Whether all are smaller than that, and numbers: a NaN is its own largest and smallest."""
+    return bool(rows.max(initial=0) < most and rows.min(initial=0) > -most)
 
 
 def _checked_importance(kind: Type, importance: Floats | None, columns: int) -> Floats | None:

@@ -86,6 +86,11 @@ class ResumableWriter:
         """What is recorded, oldest first."""
         return tuple(self._journal.records)
 
+    @property
+    def partials(self) -> dict[Path, Path]:
+        """The final names, and the temporary ones under which the files lie until then."""
+        return {file.path: file.partial for file in self._files}
+
     def forget(self, kept: int) -> None:
         """Of the records, keep the first ones only. Raises OutputError."""
         try:

@@ -4,8 +4,9 @@ What each type's encoder does per second is measured on a few random rows; ggml'
 hundred times slower than its fastest.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from time import thread_time
 
 import numpy as np
@@ -35,21 +36,39 @@ def speeds(candidates: Iterable[Candidate]) -> dict[str, float]:
 
     The first call of some types makes ggml build tables, which takes seconds and is not counted.
     """
-    random = np.random.default_rng(0)
-    rows = random.standard_normal((_ROWS, _COLUMNS), np.float32)
-    importance = np.exp(random.standard_normal(_COLUMNS, np.float32))
+    rows, importance = _rows()
     return {
-        kind.name: rows.size / min(_seconds_of(kind, rows, importance) for _ in range(_RUNS))
+        kind.name: rows.size / _least(partial(_back, kind, rows, importance))
         for kind in {each.type for each in candidates}
     }
 
 
-def _seconds_of(kind: ggml.Type, rows: ggml.Floats, importance: ggml.Floats) -> float:
-    ggml.quantize(kind, rows[:1], importance)
-    start = thread_time()
+def encoding_speed(kind: ggml.Type, weighted: bool) -> float:
+    """Weights per second into a type, as above; with importance, most types take longer."""
+    rows, importance = _rows()
+    given = importance if weighted and kind.quantized else None
+    return rows.size / _least(lambda: ggml.quantize(kind, rows, given))
+
+
+def _rows() -> tuple[ggml.Floats, ggml.Floats]:
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((_ROWS, _COLUMNS), np.float32)
+    return rows, np.exp(random.standard_normal(_COLUMNS, np.float32))
+
+
+def _least(work: Callable[[], object]) -> float:
+    """The least CPU seconds that a piece of work takes, once it was done before."""
+    seconds = []
+    for _ in range(_RUNS + 1):
+        start = thread_time()
+        work()
+        seconds.append(thread_time() - start)
+    return max(min(seconds[1:]), 1e-6)
+
+
+def _back(kind: ggml.Type, rows: ggml.Floats, importance: ggml.Floats) -> None:
     back = ggml.dequantize(kind, ggml.quantize(kind, rows, importance), _COLUMNS)
     np.einsum("ij,ij,j->i", back - rows, back - rows, importance, dtype=np.float64)
-    return max(thread_time() - start, 1e-6)
 
 
 def forecast(

@@ -29,6 +29,7 @@ from typing import Protocol
 import numpy as np
 
 from gemcut import ggml
+from gemcut.convert.model import Tensor
 from gemcut.errors import PlanError
 from gemcut.quantize.statistics import Entry, Statistics
 
@@ -81,6 +82,11 @@ def importance_for(
         what = "holds nothing but zeros for" if known else "has none of"
         raise PlanError(f"the importance matrix {what} this model's tensors: another model's?")
     return found
+
+
+def unweighted(importance: Importance, tensors: Iterable[Tensor]) -> list[str]:
+    """The tensors that may be cut and have no importance: all their columns count alike."""
+    return [t.name for t in tensors if not t.kept and t.quantizable and t.name not in importance]
 
 
 def _fitted(tensor: Shaped, entry: Entry) -> Entry:

@@ -111,16 +111,18 @@ class Work:
         every: int,
         release: Callable[[int], None],
         progress: Progress,
+        written: Callable[[Tile], None] = lambda _: None,
     ) -> None:
         """Prepare; nothing is done yet.
 
         Args:
+            written: called by the threads with every tile that they have written.
             every: weights between two records.
             release: told, after a record, the rank of the last recorded tile's tensor.
             progress: told every tile's weights.
         """
         self._output, self._threads, self._every = output, threads, every
-        self._release, self._progress = release, progress
+        self._release, self._progress, self._written = release, progress, written
         self._jobs: deque[tuple[Tile, Future[int]]] = deque()
         self._checksums: list[int] = []  # finished since the last record
         self._weights = 0  # of these
@@ -141,7 +143,7 @@ class Work:
             try:
                 for tile in tiles:
                     rank = tile.tensor.rank
-                    self._jobs.append((tile, pool.submit(_process, tile, self._output)))
+                    self._jobs.append((tile, pool.submit(self._process, tile)))
                     if len(self._jobs) > 2 * self._threads:  # what is queued takes memory
                         self._finish(recorder)
                 while self._jobs:
@@ -153,6 +155,16 @@ class Work:
                 with suppress(GemcutError):  # it is another error that is to be told
                     self._rescue()
                 raise
+
+    def _process(self, tile: Tile) -> int:
+        """Encode and write a tile; its checksum."""
+        try:
+            rows = encode(tile.tensor, tile.type, tile.start, tile.stop, tile.importance)
+        except GemcutError as error:  # ggml's boundary knows no names
+            raise type(error)(f"{tile.tensor.name}: {error}") from error
+        checksum = self._output.write(tile.tensor.name, tile.start, rows)
+        self._written(tile)
+        return checksum
 
     def _finish(self, recorder: ThreadPoolExecutor) -> None:
         """Wait for the oldest job, tell of it, and now and then record."""
@@ -194,11 +206,3 @@ class Work:
 
 def _succeeded(job: Future[int]) -> bool:
     return job.done() and not job.cancelled() and job.exception() is None
-
-
-def _process(tile: Tile, output: ResumableWriter) -> int:
-    try:
-        rows = encode(tile.tensor, tile.type, tile.start, tile.stop, tile.importance)
-    except GemcutError as error:  # ggml's boundary knows no names
-        raise type(error)(f"{tile.tensor.name}: {error}") from error
-    return output.write(tile.tensor.name, tile.start, rows)

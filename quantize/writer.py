@@ -6,23 +6,28 @@ and compared, and whatever decides the bytes has to be the same.
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from gemcut import __version__, ggml
 from gemcut.convert.model import Model, Tensor
 from gemcut.engine import PINNED
-from gemcut.errors import EngineError, PlanError
+from gemcut.errors import EngineError, OutputError, PlanError
 from gemcut.gguf_file import Value
 from gemcut.gguf_layout import Layout, layouts
 from gemcut.plan import METADATA_KEY, Plan
-from gemcut.quantize import stock
+from gemcut.quantize import estimate, stock
 from gemcut.quantize.choose import infos
+from gemcut.quantize.identity import digest
 from gemcut.quantize.importance import Importance
+from gemcut.quantize.reshape import shaped, shaped_importance
+from gemcut.quantize.statistics import Statistics
 from gemcut.quantize.tiles import Progress, Tile, Work, resume, spans
+from gemcut.quantize.verify import Sample
 from gemcut.resumable_writer import ResumableWriter
 
 TILE = 1 << 20  # weights: 4 MiB as float32, a few of which fit a core's share of cache
@@ -37,12 +42,29 @@ Tell = Callable[[str], None]  # told a line for the user
 
 def metadata(model: Model, plan: Plan) -> dict[str, Value]:
     """The finished file's metadata: the model's own, the file type and, if cut, the plan."""
-    values = dict(model.metadata)
+    values = dict(shaped(model, plan).metadata)
     values["general.file_type"] = Value("u32", _file_type(model, plan))
     values["general.quantization_version"] = Value("u32", _QUANTIZATION_VERSION)
     if any(ggml.type_named(entry.type).quantized for entry in plan.tensors.values()):
         values[METADATA_KEY] = Value("str", plan.to_json(indent=None))
     return values
+
+
+def carrying(model: Model, statistics: Statistics) -> Model:
+    """The model with metadata that says which importance it is cut with.
+
+    The keys are llama-quantize's, and a digest; no paths: of a text's name only the last part.
+    """
+    keys = {
+        "entries_count": Value("u32", len(statistics.entries)),
+        "digest": Value("str", digest(statistics)),
+    }
+    if statistics.datasets:
+        keys["dataset"] = Value("str", PurePath(statistics.datasets[0].replace("\\", "/")).name)
+    if statistics.chunk_count:
+        keys["chunks_count"] = Value("u32", statistics.chunk_count)
+    named = {f"quantize.imatrix.{key}": value for key, value in keys.items()}
+    return replace(model, metadata={**model.metadata, **named})
 
 
 def files(
@@ -71,34 +93,40 @@ def write_model(
     Args:
         split_size: the most bytes of tensors that a file holds; None: one file.
         restart: do not go on with what was interrupted, but begin anew.
-        tell: told in a line when work is continued, or is interrupted and can be continued.
+        tell: told in a line how long a large model takes, when work is continued, and when it is
+            interrupted and can be continued.
 
     Raises:
         PlanError: the plan, or the importance, does not fit the model.
-        OutputError: the file cannot be written, or unfinished work of another model or plan lies
-            there.
+        OutputError: the file cannot be written, unfinished work of another model or plan lies
+            there, or a sample of the finished file is not what was encoded; nothing is kept then.
         CheckpointError: the source cannot be fetched or read.
         EngineError: ggml refuses what the source holds; nothing is kept then.
     """
     outputs = files(model, plan, path, split_size)
+    importance = importance and shaped_importance(importance, model, plan)
+    source, model = model, shaped(model, plan)
     types = {info.name: info.type for layout in outputs.values() for info in layout.tensors}
     _check_importance(model, types, importance)
     tiles = partial(_tiles, model, types, importance or {})
     count = sum(1 for _ in tiles())
-    advance, say = progress or _ignore, tell or _ignore
+    advance, say = _scaled(progress or _ignore, source.weights, model.weights), tell or _ignore
 
     def share(done: int) -> str:
         return f"{sum(tile.weights for tile in islice(tiles(), done)) / model.weights:.0%}"
 
     with ResumableWriter(path, outputs, _key(model, outputs, importance), count, restart) as output:
-        before = len(output.records)
+        before, sample = len(output.records), Sample()
         try:
+            if not before and model.weights >= estimate.WORTH:
+                seconds = estimate.encoding_seconds(model, types, importance or (), threads)
+                say(f"{path.name}: encoding takes about {estimate.spoken(seconds)}")
             model.fetch()  # now that the room for the result is taken
             done = resume(output, tiles(), threads, advance)
             if before:
                 changed = _CHANGED if len(output.records) < before else ""
                 say(f"{path.name}: continuing at {share(done)}{changed}")
-            work = Work(output, threads, RELEASE, model.release, advance)
+            work = Work(output, threads, RELEASE, model.release, advance, sample.take)
             work.run(islice(tiles(), done, None))
         except EngineError:  # the source holds what cannot be encoded: there is no way past it
             output.discard()
@@ -108,10 +136,32 @@ def write_model(
                 kept = share(output.records[-1].tiles)
                 say(f"{path.name}: {kept} is kept: the same command continues, {_RESTART}")
             raise
+        _verify(sample, output)
 
 
 def _ignore(_: object) -> None:
     """For who does not want to know."""
+
+
+def _verify(sample: Sample, output: ResumableWriter) -> None:
+    """Before the files get their names; of what holds something else nothing is kept."""
+    try:
+        sample.check(output.partials)
+    except OutputError:
+        output.discard()
+        raise
+
+
+def _scaled(progress: Progress, total: int, written: int) -> Progress:
+    """Progress in the source's weights, of which what is padded has fewer than are written."""
+    done = 0
+
+    def advance(weights: int) -> None:
+        nonlocal done
+        before, done = done, done + weights
+        progress(done * total // written - before * total // written)
+
+    return advance
 
 
 def _key(model: Model, outputs: Mapping[Path, Layout], importance: Importance | None) -> str:

@@ -8,9 +8,13 @@ import pytest
 from gemcut import api, ggml
 from gemcut.api import Target
 from gemcut.convert.model import Model
-from gemcut.errors import EngineError, PlanError
+from gemcut.errors import EngineError, OutputError, PlanError
 from gemcut.gguf_file import GGUFFile
+from gemcut.gguf_writer import PartialFile
 from gemcut.plan import METADATA_KEY, Plan
+from gemcut.quantize import estimate
+from gemcut.quantize.statistics import Entry, Statistics
+from gemcut.quantize.writer import carrying
 from tests import checkpoints, oracle
 from tests.checkpoints import Recipe
 
@@ -206,12 +210,74 @@ def test_a_plan_for_another_model_is_refused(model, checkpoint, tmp_path):
         ("blk.0.ffn_down.weight", {"type": "q4_k"}, "rows of 192 do not divide.*take q5_0"),
         ("blk.0.ffn_gate_inp.weight", {"type": "q4_0"}, "stays f32"),
         ("blk.0.attn_q.weight", {"type": "q9_9"}, "unknown type 'q9_9'"),
-        ("blk.0.attn_q.weight", {"type": "q4_k", "padded_to": 512}, "padding"),
+        ("blk.0.attn_q.weight", {"type": "q4_k", "padded_to": 512}, "cannot be padded to 512"),
     ]:
         tensors = document["tensors"] | {name: entry}
         edited = Plan.from_json(json.dumps(document | {"tensors": tensors}), "plan.json")
         with pytest.raises(PlanError, match=words):
             api.quantize_model(model, tmp_path / "a.gguf", Target(plan=edited))
-    with pytest.raises(PlanError, match="such tensors"):
+    with pytest.raises(PlanError, match="such tensors|plan anew"):
         api.quantize_model(api.open_source(checkpoint), tmp_path / "a.gguf", Target(plan=plan))
     assert [] == list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("row", [0, -1])
+def test_a_file_that_does_not_hold_what_was_encoded_is_not_left(row, model, tmp_path, monkeypatch):
+    """Rows that a disk or a memory changed: found by decoding, although the writer saw nothing."""
+    write = PartialFile.write
+
+    def damaged(self, name, start, rows):
+        if name == "blk.1.ffn_down_exps.weight":
+            rows = rows.copy()
+            rows[row] ^= 0x11
+        return write(self, name, start, rows)
+
+    monkeypatch.setattr(PartialFile, "write", damaged)
+    told: list[str] = []
+
+    with pytest.raises(OutputError, match="a.gguf: row .* of blk.1.ffn_down_exps.weight is not"):
+        api.quantize_model(model, tmp_path / "a.gguf", Target("Q8_0"), tell=told.append)
+    assert ([], []) == (list(tmp_path.iterdir()), told)
+
+
+def test_a_file_says_which_importance_it_was_cut_with(model, tmp_path):
+    """In llama-quantize's keys and a digest, without the folders of the text; another cut does
+    not inherit it."""
+    entry = Entry(np.ones((1, 256), np.float32), np.ones(1, np.float32))
+    named = Statistics({"blk.0.attn_q.weight": entry}, ("C:\\texts\\wiki.txt",), 12, 512)
+
+    api.quantize_model(carrying(model, named), tmp_path / "a.gguf", Target("Q8_0"))
+
+    with GGUFFile(tmp_path / "a.gguf") as file:
+        found = {key: file.get(f"quantize.imatrix.{key}") for key in ("dataset", "chunks_count")}
+        assert {"dataset": "wiki.txt", "chunks_count": 12} == found
+        assert 1 == file.get("quantize.imatrix.entries_count")
+        assert 64 == len(file.get("quantize.imatrix.digest"))
+    again = api.open_source(tmp_path / "a.gguf")
+    assert not any(key.startswith("quantize.") for key in again.metadata)
+
+
+def test_the_time_of_a_large_cut_is_told_before_it_begins(model, importance, tmp_path, monkeypatch):
+    """Importance makes it longer, threads make it shorter, and what is passed on takes none."""
+    monkeypatch.setattr(estimate, "WORTH", 0)
+    told: list[str] = []
+
+    api.quantize_model(model, tmp_path / "a.gguf", Target("Q4_K_M"), tell=told.append)
+
+    (line,) = told
+    assert line.startswith("a.gguf: encoding takes about ")
+    q4_k = dict.fromkeys((t.name for t in model.tensors), ggml.type_named("q4_k"))
+    kept = {t.name: ggml.type_named(t.source_type) for t in model.tensors}
+    alone = estimate.encoding_seconds(model, q4_k, (), 1)
+    assert estimate.encoding_seconds(model, q4_k, importance, 1) > alone * 0.9
+    assert estimate.encoding_seconds(model, q4_k, (), 4) < alone / 2
+    assert 0 == estimate.encoding_seconds(model, kept, (), 1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.1, "1 second"), (1.2, "1 second"), (40, "40 seconds"), (720, "12 minutes")]
+    + [(12600, "3.5 hours")],
+)
+def test_a_time_is_told_as_people_say_it(seconds, words):
+    assert words == estimate.spoken(seconds)

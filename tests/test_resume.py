@@ -22,7 +22,9 @@ from gemcut.errors import CheckpointError, OutputError
 from gemcut.gguf_file import Value
 from gemcut.journal import Journal, Record
 from gemcut.quantize import writer
+from gemcut.quantize.widths import splits
 from tests.test_cli import refused, run
+from tests.test_reshape import plan_of
 
 ROOT = Path(__file__).parent.parent
 TILE, RELEASE = 1 << 15, 1 << 18
@@ -103,6 +105,29 @@ def test_interrupted_work_is_kept_and_continued(error, model, whole, tmp_path):
     )
     assert ["a.gguf: continuing at 5"] == [line[:23] for line in go_on(model, path)]
     assert whole == path.read_bytes()
+
+
+def test_a_padded_and_split_file_is_continued(model, tmp_path):
+    """The same bytes as without the interruption, and progress in the source's weights."""
+    target = Target(plan=plan_of(model, "q8_0", 32, split=list(splits(model))[:1]))
+    api.quantize_model(model, tmp_path / "whole.gguf", target)
+    (tmp_path / "b").mkdir()
+    path, done = tmp_path / "b" / "a.gguf", []
+
+    def progress(weights):
+        done.append(weights)
+        if sum(done) > 0.6 * model.weights:
+            raise Stop
+
+    with pytest.raises(Stop):
+        api.quantize_model(model, path, target, progress=progress)
+    done.clear()
+    told = []
+    api.quantize_model(model, path, target, progress=done.append, tell=told.append)
+
+    assert ["a.gguf: continuing at 6"] == [line[:23] for line in told]
+    assert model.weights == sum(done)
+    assert (tmp_path / "whole.gguf").read_bytes() == path.read_bytes()
 
 
 def test_killed_at_any_moment_the_work_is_continued(tmp_path):
