@@ -77,10 +77,12 @@ def compare(
     chunks: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    parse_special: bool = False,
 ) -> Comparison:
     """Perplexity of every file on the texts and, with a reference, what each lost against it.
 
-    chunks: at most so many of each text. threads: default is this machine's.
+    chunks: at most so many of each text. threads: default is this machine's. parse_special: read
+    "<bos>" and the like in the texts as tokens.
 
     Raises:
         UsageError: no file, a file listed twice, or a context or number of chunks too small.
@@ -98,11 +100,11 @@ def compare(
     )
     with ExitStack() as stack:
         scorers = [stack.enter_context(_opened(file, options)) for file in chosen]
-        cuts = _cut_alike(scorers, texts, n_ctx, chunks)
+        cuts = _cut_alike(scorers, texts, n_ctx, chunks, parse_special)
         results = _score_in_lockstep(scorers, cuts, reference is not None, progress)
         seconds = [float(np.median(scorer.seconds)) for scorer in scorers]
         n_ctx_train = min(scorer.model.n_ctx_train for scorer in scorers)
-        protocol = _protocol(options, scorers[0].bos, cuts, texts)
+        protocol = _protocol(options, scorers[0].bos, cuts, texts, parse_special)
     base = results[0] if reference is not None else None
     rows = [
         Row(file, scores, summarise(scores, base), n_ctx / time)
@@ -150,11 +152,11 @@ def _check(texts: Sequence[Text], n_ctx: int, chunks: int | None) -> None:
 
 
 def _cut_alike(
-    scorers: Sequence[_Scorer], texts: Sequence[Text], n_ctx: int, limit: int | None
+    scorers: Sequence[_Scorer], texts: Sequence[Text], n_ctx: int, limit: int | None, special: bool
 ) -> Tokens:
     """The chunks of all texts, [n_chunks, n_ctx], once every file is seen to cut them alike."""
     first = scorers[0]
-    tokens = [_tokens(first, text) for text in texts]
+    tokens = [_tokens(first, text, special) for text in texts]
     for other in scorers[1:]:
         for what, a, b in (
             ("tokens in the vocabulary", first.model.n_vocab, other.model.n_vocab),
@@ -163,14 +165,14 @@ def _cut_alike(
             if a != b:
                 raise EngineError(_unlike(first, other, f"{b} {what} instead of {a}"))
         for text, wanted in zip(texts, tokens, strict=True):
-            if not np.array_equal(_tokens(other, text), wanted):
+            if not np.array_equal(_tokens(other, text, special), wanted):
                 raise EngineError(_unlike(first, other, f"it cuts {text.name} into other tokens"))
     pairs = zip(texts, tokens, strict=True)
     return np.concatenate([cut(ids, n_ctx, limit, first.bos, t.name) for t, ids in pairs])
 
 
-def _tokens(scorer: _Scorer, text: Text) -> Tokens:
-    return scorer.model.tokenize(text.content, add_special=True, parse_special=False)
+def _tokens(scorer: _Scorer, text: Text, special: bool) -> Tokens:
+    return scorer.model.tokenize(text.content, add_special=True, parse_special=special)
 
 
 def _unlike(first: _Scorer, other: _Scorer, difference: str) -> str:
@@ -205,15 +207,16 @@ def _check_finite(file: File, scores: Scores, number: int, n_chunks: int) -> Non
 
 
 def _protocol(
-    options: ContextOptions, bos: int | None, cuts: Tokens, texts: Sequence[Text]
+    options: ContextOptions, bos: int | None, cuts: Tokens, texts: Sequence[Text], special: bool
 ) -> Protocol:
     n_chunks, n_ctx = cuts.shape
+    read = "text with special tokens" if special else "raw text"
     return Protocol(
         n_ctx=n_ctx,
         n_chunks=n_chunks,
         n_scored=n_chunks * int(scored(n_ctx).sum()),
         bos=bos,
-        framing="raw text, no BOS" if bos is None else "raw text, BOS per chunk",
+        framing=f"{read}, {'no BOS' if bos is None else 'BOS per chunk'}",
         n_ubatch=options.n_ubatch,
         threads=options.threads,
         flash_attention=options.flash_attention,

@@ -4,38 +4,56 @@ Prose and code are those of the standard library that this Python was installed 
 is the same for a version of Python, and nothing is downloaded. It serves to try things out. What a
 model is to be used for is the better text: its importance, and which experts it reaches, are then
 those of the real work.
+
+Importance, the probe and the validation must not be of one text, or each would confirm the others.
+Every module, topic and sentence is therefore dealt to one of the three uses, and so are the blocks
+of a user's own text.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from random import Random
+from typing import Literal, TypeVar
+from zlib import crc32
 
 from gemcut.demo.text import questions, training_sources
 from gemcut.errors import EngineError
 from gemcut.quantize.phrases import LANGUAGES, NAMES, PLACES, Language
 from gemcut.runtime.template import Message, Template
 
+Use = Literal["importance", "probe", "validation"]
+T = TypeVar("T")
+
 NAME = "gemcut-calibration"
 SIZE = 400_000  # characters: about 100 000 tokens, 200 chunks of 512
 _PASSAGE = 1600  # characters, about a chunk's
 _ORDER = ("prose", "code", "languages", "talk", "prose", "code", "talk", "data")
+# Eight hands, of which importance gets the most: it has to reach every expert.
+_I: Use = "importance"
+_HANDS: tuple[Use, ...] = (_I, "validation", _I, "probe", _I, "validation", _I, _I)
+_SPOKEN: tuple[Use, ...] = (_I, "probe", "validation", _I)  # of a language's few sentences
+_BLOCK = 4000  # characters of a user's text that stay together
 
 
-def calibration_text(template: Template | None = None, size: int = SIZE, seed: int = 1) -> str:
+def calibration_text(
+    template: Template | None = None, size: int = SIZE, seed: int = 1, use: Use = "importance"
+) -> str:
     """About so many characters of mixed text; any beginning of it has some of every kind.
 
     Args:
         template: the model's, which frames the conversations; its special tokens are written out.
+        use: texts for two uses have no source in common, whatever their seeds.
     """
-    random = Random(seed)
-    sources = list(training_sources())
+    random = Random(f"{use} {seed}")
+    sources = [source for source in training_sources() if _hand(crc32(source.encode())) == use]
     random.shuffle(sources)
+    languages = _spoken(use)
     kinds: dict[str, Iterator[str]] = {
-        "prose": _prose(random),
+        "prose": _prose(random, use),
         "code": _code(random, sources),
-        "languages": _languages(random),
-        "talk": _talk(random, sources, template),
+        "languages": _languages(random, languages),
+        "talk": _talk(random, sources, languages, template),
         "data": _data(random),
     }
     passages: list[str] = []
@@ -47,15 +65,54 @@ def calibration_text(template: Template | None = None, size: int = SIZE, seed: i
     raise AssertionError("a cycle does not end")
 
 
-def _prose(random: Random) -> Iterator[str]:
-    """Passages of the language reference that `help()` shows."""
-    from pydoc_data.topics import topics
+def dealt(text: str, use: Use) -> str:
+    """A user's text for one use: blocks from all over it, which no other use gets."""
+    size = max(1, min(_BLOCK, len(text) // (4 * len(_HANDS))))
+    blocks = [text[start : start + size] for start in range(0, len(text), size)]
+    return "".join(_of(blocks, use))
 
-    names = sorted(topics)
+
+def _hand(number: int) -> Use:
+    return _HANDS[number % len(_HANDS)]
+
+
+def _of(pieces: Sequence[T], use: Use, first: int = 0, hands: Sequence[Use] = _HANDS) -> list[T]:
+    """Those that are dealt to a use, when the hands are counted from `first`."""
+    return [each for n, each in enumerate(pieces, first) if hands[n % len(hands)] == use]
+
+
+def _spoken(use: Use) -> list[Language]:
+    """The languages, with the sentences that a use gets of each."""
+    return [
+        Language(
+            tuple(_of(language.statements, use, 0, _SPOKEN)),
+            tuple(_of(language.exchanges, use, number, _SPOKEN)),
+        )
+        for number, (_, language) in enumerate(sorted(LANGUAGES.items()))
+    ]
+
+
+def _prose(random: Random, use: Use) -> Iterator[str]:
+    """Passages of the language reference that `help()` shows."""
+    topics = _topics(use)
     while True:
-        paragraphs = topics[random.choice(names)].split("\n\n")
+        paragraphs = random.choice(topics)
         start = random.randrange(len(paragraphs))
         yield _filled(iter(paragraphs[start:]), "\n\n")
+
+
+def _topics(use: Use) -> list[list[str]]:
+    """A use's topics as paragraphs; what several topics have belongs to the first of them."""
+    from pydoc_data.topics import topics
+
+    owner: dict[str, str] = {}
+    for name in sorted(topics):
+        for paragraph in topics[name].split("\n\n"):
+            owner.setdefault(paragraph, name)
+    found: dict[str, list[str]] = {}
+    for paragraph, name in owner.items():
+        found.setdefault(name, []).append(paragraph)
+    return [found[name] for name in sorted(found) if _hand(crc32(name.encode())) == use]
 
 
 def _code(random: Random, sources: list[str]) -> Iterator[str]:
@@ -65,22 +122,22 @@ def _code(random: Random, sources: list[str]) -> Iterator[str]:
         yield _filled(iter(lines[start:]), "\n")
 
 
-def _languages(random: Random) -> Iterator[str]:
-    names = sorted(LANGUAGES)
+def _languages(random: Random, languages: list[Language]) -> Iterator[str]:
     while True:
-        language = LANGUAGES[random.choice(names)]
+        language = random.choice(languages)
         fill = _gaps(random)
         yield _filled((fill(random.choice(language.statements)) for _ in range(40)), " ")
 
 
-def _talk(random: Random, sources: list[str], template: Template | None) -> Iterator[str]:
+def _talk(
+    random: Random, sources: list[str], languages: list[Language], template: Template | None
+) -> Iterator[str]:
     known = (pair for source in sources for pair in questions(source))
-    names = sorted(LANGUAGES)
+    exchanges = [pair for language in languages for pair in language.exchanges]
     while True:
         pairs = [pair for pair, _ in zip(known, range(2), strict=False)]
-        language: Language = LANGUAGES[random.choice(names)]
         fill = _gaps(random)
-        asked, answer = random.choice(language.exchanges)
+        asked, answer = random.choice(exchanges)
         pairs.append((fill(asked), fill(answer)))
         random.shuffle(pairs)
         yield _framed(pairs, template)

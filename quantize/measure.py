@@ -1,24 +1,23 @@
 """Measuring a model: errors of tensors, then what groups of them cost, kept as they are found."""
 
-import hashlib
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from time import monotonic
 
-from gemcut import __version__
 from gemcut.convert.model import Model
-from gemcut.engine import PINNED, ModelOptions
+from gemcut.engine import PINNED
 from gemcut.errors import UsageError
 from gemcut.quantize.forecast import Forecast, Speeds, fitted, forecast, speeds
-from gemcut.quantize.groups import group_tensors
-from gemcut.quantize.identity import digest, fingerprint
-from gemcut.quantize.importance import Importance, importance_for
+from gemcut.quantize.groups import Groups, group_tensors
+from gemcut.quantize.identity import VERSION, Key, digest, fingerprint, text_digest
+from gemcut.quantize.importance import importance_for
 from gemcut.quantize.local_error import Sampling, Subject
 from gemcut.quantize.priors import prior_weights
-from gemcut.quantize.probe import Probe, Sample, check_probe, open_probe
+from gemcut.quantize.probe import Probe, Probing, check_probe, open_probe
 from gemcut.quantize.reweigh import probe_sensitivity
 from gemcut.quantize.roles import role_of
 from gemcut.quantize.statistics import Statistics
@@ -27,17 +26,6 @@ from gemcut.quantize.unfinished import Unfinished
 from gemcut.sensitivity import Sensitivity
 
 Tell = Callable[[str], None]  # told a line for the user
-
-
-@dataclass(frozen=True)
-class Probing:
-    """A file of the model to try errors on, and the text that tells what they cost."""
-
-    path: Path
-    text: str
-    sample: Sample = field(default_factory=Sample)
-    options: ModelOptions | None = None  # where its weights go
-    parse_special: bool = False  # read "<bos>" and the like in the text as tokens
 
 
 @dataclass(frozen=True)
@@ -66,7 +54,7 @@ def measure_model(
     statistics: Statistics | None,
     request: Request,
     threads: int,
-    resume: bool,
+    restart: bool,
     progress: Progress,
     tell: Tell,
 ) -> Sensitivity:
@@ -74,62 +62,95 @@ def measure_model(
 
     Args:
         output: the sensitivity.json to write; what is measured so far is kept beside it.
-        resume: go on where an interrupted run of the same stopped.
+        restart: throw away what an interrupted run has left, rather than go on with it.
         progress: told tensors done and in all, then passes over the text.
         tell: told how long it will take, and what becomes of an interrupted run.
 
     Raises:
         UsageError: no measurement takes so few minutes.
         PlanError: the statistics are of another model, or a type is unknown or unsuitable.
-        OutputError: the file cannot be written, or other work is to be resumed.
+        OutputError: the file cannot be written, or unfinished work of something else lies there.
         EngineError, CheckpointError: a tensor cannot be encoded or read.
         GGUFError, TextError: the file to probe, or the text, is not what is needed.
     """
-    end = monotonic() + 60 * (request.minutes or 0)
+    end = None if request.minutes is None else monotonic() + 60 * request.minutes
     wanted = subjects(model, statistics, request.types)
     model.fetch()
     known = speeds(each for subject in wanted for each in subject.candidates)
     sampling = _sampling(wanted, request, known, threads)
     groups = group_tensors([each.tensor.name for each in wanted], 1)
-    frame = Sensitivity(
-        model.architecture,
-        fingerprint(model),
-        None if statistics is None else digest(statistics),
-        None,
-        {"engine": PINNED} | ({"types": " ".join(sorted(request.types))} if request.types else {}),
-        prior_weights(model, groups),
-    )
+    frame = _frame(model, statistics, request, groups)
     if request.probing:  # now, rather than after minutes of measuring
-        needed = _checked(request.probing, model, threads)
+        needed = check_probe(request.probing, model, threads)
         tell(f"the probe will take {needed / 1e9:.1f} GB of memory")
-    with Unfinished(output, _key(frame, request), resume) as unfinished:
+    with Unfinished(output, _key(frame, request), restart) as unfinished:
+        if unfinished.tensors:
+            tell(f"{output.name}: continuing with what was measured before")
         tell(_described(wanted, forecast(wanted, sampling, known, threads)))
-        try:
+        with _kept(unfinished, output, tell):
             tensors = measure_tensors(wanted, groups, sampling, threads, unfinished, progress)
             settings = {**frame.settings, **asdict(sampling)}
             found = replace(frame, tensors=tensors, settings=settings)
             if request.probing:
-                left = None if request.minutes is None else max(0.0, end - monotonic()) / 60
                 importance = importance_for(statistics, model.tensors) if statistics else None
-                with _opened(request.probing, model, importance, threads) as probe:
-                    found = probe_sensitivity(
-                        found,
-                        probe,
-                        left,
-                        unfinished.groups,
-                        on_result=unfinished.add_group,
-                        progress=progress,
-                        tell=tell,
-                    )
-        except BaseException:
-            if unfinished.tensors:
-                tell(f"{output.name}: what was measured is kept: --resume continues")
-            else:
-                unfinished.remove()
-            raise
+                with open_probe(request.probing, model, importance, threads) as probe:
+                    found = _probed(found, probe, request.probing, end, unfinished, progress, tell)
         found.write(output)
         unfinished.remove()
     return found
+
+
+@contextmanager
+def _kept(unfinished: Unfinished, output: Path, tell: Tell) -> Iterator[None]:
+    """Say that what is measured stays, if the work is interrupted; nothing measured does not."""
+    try:
+        yield
+    except BaseException:
+        if unfinished.tensors:
+            kept = "what was measured is kept: the same command continues, --restart begins anew"
+            tell(f"{output.name}: {kept}")
+        else:
+            unfinished.remove()
+        raise
+
+
+def _frame(
+    model: Model, statistics: Statistics | None, request: Request, groups: Groups
+) -> Sensitivity:
+    """A sensitivity without errors yet: what it is of, and priors."""
+    types = {"types": " ".join(sorted(request.types))} if request.types else {}
+    return Sensitivity(
+        model.architecture,
+        fingerprint(model),
+        None if statistics is None else digest(statistics),
+        None,
+        {"engine": PINNED} | types,
+        prior_weights(model, groups),
+    )
+
+
+def _probed(
+    found: Sensitivity,
+    probe: Probe,
+    probing: Probing,
+    end: float | None,
+    unfinished: Unfinished,
+    progress: Progress,
+    tell: Tell,
+) -> Sensitivity:
+    """The sensitivity with weights that are measured in the time that is left."""
+    if forgotten := unfinished.probed_with(_probe_key(probing)):
+        tell(f"another text or context to probe on: {forgotten} groups are measured anew")
+    left = None if end is None else max(0.0, end - monotonic()) / 60
+    return probe_sensitivity(
+        found,
+        probe,
+        left,
+        unfinished.groups,
+        on_result=unfinished.add_group,
+        progress=progress,
+        tell=tell,
+    )
 
 
 def _sampling(
@@ -144,37 +165,25 @@ def _sampling(
     return fitted(subjects, request.sampling, speeds, threads, seconds)
 
 
-def _key(frame: Sensitivity, request: Request) -> str:
-    """A digest of everything that decides the result but how much time there was."""
-    hashed = hashlib.sha256(f"{__version__}\n{request.sampling}\n{frame.to_json()}".encode())
-    if request.probing:
-        hashed.update(f"{request.probing.sample}\n{request.probing.text}".encode())
-    return hashed.hexdigest()
+def _key(frame: Sensitivity, request: Request) -> Key:
+    """Everything that decides the errors of tensors but how much time there was."""
+    sampling = " ".join(f"{name}={value:g}" for name, value in asdict(request.sampling).items())
+    return {
+        "version": VERSION,
+        "source": frame.source,
+        "importance": frame.imatrix or "none",
+        "types": str(frame.settings.get("types", "all")),
+        "sampling": sampling,
+    }
 
 
-def _opened(probing: Probing, model: Model, importance: Importance | None, threads: int) -> Probe:
-    return open_probe(
-        probing.path,
-        probing.text,
-        model,
-        importance,
-        probing.sample,
-        probing.options,
-        threads,
-        probing.parse_special,
-    )
-
-
-def _checked(probing: Probing, model: Model, threads: int) -> int:
-    return check_probe(
-        probing.path,
-        probing.text,
-        model,
-        probing.sample,
-        probing.options,
-        threads,
-        probing.parse_special,
-    )
+def _probe_key(probing: Probing) -> Key:
+    """Everything that further decides what they cost."""
+    return {
+        "text": text_digest(probing.text),
+        "sample": f"{probing.sample.chunks} chunks of {probing.sample.n_ctx}",
+        "special tokens": "read" if probing.parse_special else "not read",
+    }
 
 
 def _described(subjects: Sequence[Subject], time: Forecast) -> str:

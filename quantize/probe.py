@@ -6,7 +6,7 @@ says is kept (`reference`), so a change costs one pass over the chunks.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -79,6 +79,24 @@ class Sample:
         return chosen
 
 
+@dataclass(frozen=True)
+class Probing:
+    """A file of the model to try errors on, and the text that tells what they cost.
+
+    path: a GGUF in Q8_0, or in 16 or 32 bits.
+    """
+
+    path: Path
+    text: str
+    sample: Sample = field(default_factory=Sample)
+    options: ModelOptions | None = None  # where its weights go; how they are loaded is decided here
+    parse_special: bool = False  # read "<bos>" and the like in the text as tokens
+
+    def tokenize(self, model: llama.Model) -> Tokens:
+        """The tokens of the text, [n]."""
+        return model.tokenize(self.text, parse_special=self.parse_special)
+
+
 class Probe(Closing):
     """A loaded model, what it says about a text, and its weights to be changed."""
 
@@ -135,62 +153,47 @@ class Probe(Closing):
 
 
 def open_probe(
-    path: Path,
-    text: str,
+    probing: Probing,
     source: Model | None = None,
     importance: Importance | None = None,
-    sample: Sample | None = None,
-    options: ModelOptions | None = None,
     threads: int | None = None,
-    parse_special: bool = False,
 ) -> Probe:
     """Load a file and read a text with it.
 
     Args:
-        path: a GGUF in Q8_0, or in 16 or 32 bits.
         source: the model that the file was made from, for the exact values; None: the file's own.
-        options: where the weights go; how they are loaded is decided here.
-        parse_special: read "<bos>" and the like in the text as tokens.
 
     Raises:
         GGUFError, EngineError: the file cannot be loaded, its weights cannot be changed, it is of
             another model than the source, or memory is short.
         TextError: the text is too short.
     """
-    sample, threads = sample or Sample(), threads or default_threads()
-    options = replace(options or ModelOptions(), load_mode="none", repack=False)
-    base = _base(path, source)
-    check_memory(base, sample, options, threads)
-    loaded = llama.Model.load(path, options)
+    threads = threads or default_threads()
+    options = replace(probing.options or ModelOptions(), load_mode="none", repack=False)
+    base = _base(probing.path, source)
+    check_memory(base, probing.sample, options, threads)
+    loaded = llama.Model.load(probing.path, options)
     try:
         swapper = Swapper(loaded, base, source, importance, threads)
-        tokens = loaded.tokenize(text, parse_special=parse_special)
         bos = loaded.bos if loaded.add_bos else None
-        return Probe(loaded, swapper, sample, sample.cut(tokens, bos))
+        tokens = probing.sample.cut(probing.tokenize(loaded), bos)
+        return Probe(loaded, swapper, probing.sample, tokens)
     except BaseException:
         loaded.close()
         raise
 
 
-def check_probe(
-    path: Path,
-    text: str,
-    source: Model,
-    sample: Sample,
-    options: ModelOptions | None = None,
-    threads: int = 1,
-    parse_special: bool = False,
-) -> int:
+def check_probe(probing: Probing, source: Model, threads: int = 1) -> int:
     """Bytes of memory that probing will take; what would end it later ends it here.
 
     Raises:
         GGUFError, EngineError, TextError: see `open_probe`.
     """
-    base = _base(path, source)
-    check_memory(base, sample, options or ModelOptions(), threads)
-    with llama.Model.load(path, ModelOptions(vocab_only=True)) as vocabulary:
-        sample.cut(vocabulary.tokenize(text, parse_special=parse_special), None)
-    return memory_needed(base, sample, threads)
+    base = _base(probing.path, source)
+    check_memory(base, probing.sample, probing.options or ModelOptions(), threads)
+    with llama.Model.load(probing.path, ModelOptions(vocab_only=True)) as vocabulary:
+        probing.sample.cut(probing.tokenize(vocabulary), None)
+    return memory_needed(base, probing.sample, threads)
 
 
 def _base(path: Path, source: Model | None) -> Model:

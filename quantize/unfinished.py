@@ -1,7 +1,8 @@
 """What an interrupted measurement has measured, kept beside its result until that is written.
 
-JSON lines: the first holds a key, a digest of everything that decides the result; each further one
-a tensor's errors with those of its parts, or a group's weight. A last line may be torn.
+JSON lines: the first holds a key, everything that decides the errors of tensors; each further one
+a tensor's errors with those of its parts, or a group's weight. The weights depend on more than the
+errors do: a key of their own stands before them. A last line may be torn.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import IO, Any
 from gemcut.artefact import MAX_SIZE, each, fields, parse, string
 from gemcut.closing import Closing
 from gemcut.errors import OutputError, PlanError
+from gemcut.quantize.identity import Key, check_key
 from gemcut.sensitivity import (
     GroupWeight,
     TensorSensitivity,
@@ -25,30 +27,43 @@ from gemcut.sensitivity import (
 class Unfinished(Closing):
     """The record of a measurement; what is added is kept until it is removed."""
 
-    def __init__(self, result: Path, key: str, resume: bool) -> None:
-        """Begin anew, or go on with what an earlier run of the same key has left.
+    def __init__(self, result: Path, key: Key, restart: bool = False) -> None:
+        """Go on with what an earlier run of the same key has left, or begin anew.
 
         Raises:
-            OutputError: it cannot be written, or unfinished work of another key is to be resumed.
+            OutputError: it cannot be written, or unfinished work of another key lies there.
         """
         self.path = result.parent / f".{result.name}.unfinished"
         self.tensors: dict[str, TensorSensitivity] = {}
         self.groups: dict[str, GroupWeight] = {}
+        self._probe: Key | None = None
         self._file: IO[bytes] | None = None
         try:
-            self._file = open(self.path, "ab+" if resume else "wb+")
+            self._file = open(self.path, "wb+" if restart else "ab+")
             found = self._read()
         except OSError as error:
             self.close()
             raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from error
-        if found not in (None, key):
-            self.close()
-            raise OutputError(
-                f"{self.path}: unfinished work of another source, importance or settings; "
-                "without --resume it is measured anew"
-            )
         if found is None:
             self._append({"key": key})
+            return
+        try:
+            check_key(self.path, found, key)
+        except OutputError:
+            self.close()
+            raise
+
+    def probed_with(self, key: Key) -> int:
+        """Forget the weights that were measured with another key; how many they are.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        forgotten = 0 if key == self._probe else len(self.groups)
+        if key != self._probe:
+            self._probe, self.groups = key, {}
+            self._append({"probe": key})
+        return forgotten
 
     def add_tensors(self, tensors: Mapping[str, TensorSensitivity]) -> None:
         """Keep a tensor's errors, with those of its parts. Raises OutputError."""
@@ -79,7 +94,7 @@ class Unfinished(Closing):
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from error
 
-    def _read(self) -> str | None:
+    def _read(self) -> Key | None:
         """Take over the lines that make sense, and cut off the rest; the key, if there is one."""
         assert self._file is not None, "closed"
         self._file.seek(0)
@@ -90,7 +105,7 @@ class Unfinished(Closing):
                     break
                 line = parse(raw.decode())
                 if key is None:
-                    key = string(fields(line, "the first line", {"key": string})["key"], "key")
+                    key = fields(line, "the first line", {"key": _key})["key"]
                 else:
                     self._take(line)
             except (ValueError, TypeError, RecursionError, PlanError):
@@ -103,8 +118,14 @@ class Unfinished(Closing):
     def _take(self, line: Any) -> None:
         if isinstance(line, dict) and line.keys() == {"groups"}:
             self.groups |= each(read_group, line["groups"], "groups")
+        elif isinstance(line, dict) and line.keys() == {"probe"}:
+            self._probe, self.groups = _key(line["probe"], "probe"), {}
         else:
             found = fields(
                 line, "a line", {"tensors": lambda raw, what: each(read_tensor, raw, what)}
             )
             self.tensors |= found["tensors"]
+
+
+def _key(raw: Any, what: str) -> Key:
+    return each(string, raw, what)

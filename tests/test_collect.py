@@ -1,11 +1,15 @@
 """Collecting statistics: text through llama.cpp, watched, interrupted and continued."""
 
 import json
+import re
 from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gemcut import api
 from gemcut.cli import main
@@ -13,7 +17,7 @@ from gemcut.engine import ContextOptions, ModelOptions
 from gemcut.errors import EngineError, OutputError, TextError, UsageError
 from gemcut.gguf_file import GGUFFile
 from gemcut.llama import Context, Model
-from gemcut.quantize.calibration import calibration_text
+from gemcut.quantize.calibration import Use, calibration_text, dealt
 from gemcut.quantize.collect import Unfinished, collect
 from gemcut.quantize.coverage import coverage
 from gemcut.quantize.statistics import Statistics, read_statistics
@@ -193,12 +197,11 @@ def test_a_collection_that_was_interrupted_is_continued(bf16, text, tmp_path):
         bf16,
         text,
         tmp_path / "i.gguf",
-        resume=True,
         progress=lambda done, total: seen.append(done),
         tell=told.append,
     )
 
-    assert ["8 of 24 chunks are kept: --resume continues behind them"] == told[:1]
+    assert "8 of 24 chunks are kept: the same command continues" in told[0]
     assert ["continuing behind chunk 8 of 24"] == told[1:]
     assert 16 == seen[0]
     assert (tmp_path / "i.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
@@ -206,7 +209,7 @@ def test_a_collection_that_was_interrupted_is_continued(bf16, text, tmp_path):
 
 
 def test_another_collection_is_not_continued(bf16, q8_0, text, tmp_path):
-    """Another model, text or context; nor is one thrown away that nobody asked to continue."""
+    """Another model, text or context: what is another is told, and nothing is thrown away."""
     output = tmp_path / "i.gguf"
 
     def stop(done, total):
@@ -216,22 +219,47 @@ def test_another_collection_is_not_continued(bf16, q8_0, text, tmp_path):
         collect_file(bf16, text, output, progress=stop)
     left = Unfinished(output, "", np.zeros((1, 1), np.int32)).path
     before = left.read_bytes()
-    for model_file, n_ctx in ((q8_0, N_CTX), (bf16, 32)):
-        with pytest.raises(OutputError, match="another model, text"):
-            collect_file(model_file, text, output, n_ctx=n_ctx, resume=True)
-    with pytest.raises(OutputError, match="--resume continues it"):
-        collect_file(bf16, text, output)
+    for model_file, n_ctx, difference in (
+        (q8_0, N_CTX, "another model lies there"),
+        (bf16, 32, r"another context \(64, now 32\) and text lies there"),
+    ):
+        with pytest.raises(OutputError, match=f"{difference}.*--restart begins anew"):
+            collect_file(model_file, text, output, n_ctx=n_ctx)
     assert before == left.read_bytes()
     left.write_bytes(before[:-100])
-    with pytest.raises(OutputError, match="truncated.*remove it"):
-        collect_file(bf16, text, output, resume=True)
+    with pytest.raises(OutputError, match="truncated.*--restart begins anew"):
+        collect_file(bf16, text, output)
 
 
-def test_there_need_be_nothing_to_continue(bf16, text, tmp_path):
-    found = collect_file(bf16, text, tmp_path / "i.gguf", chunks=2, resume=True)
+def test_restarting_throws_unfinished_work_away(bf16, q8_0, text, tmp_path):
+    """Whatever it is of; and there need be none."""
+    output = tmp_path / "i.gguf"
 
-    assert 2 == found.chunk_count == read_statistics(tmp_path / "i.gguf").chunk_count
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect_file(q8_0, text, output, progress=stop)
+    seen: list[int] = []
+    options = {"restart": True, "progress": lambda done, total: seen.append(done)}
+    collect_file(bf16, text, output, **options)
+    found = collect_file(bf16, text, output, chunks=2, restart=True)
+
+    assert 8 == seen[0]
+    assert 2 == found.chunk_count == read_statistics(output).chunk_count
     assert ("text.txt",) == found.datasets
+    assert ["i.gguf"] == [path.name for path in tmp_path.iterdir()]
+
+
+def test_time_ends_a_collection(model, chunks, monkeypatch):
+    """With the chunks that were read by then, and a few in any case."""
+    monkeypatch.setattr("gemcut.quantize.collect._UBATCH", N_CTX)  # one after the other
+
+    found = collect(model, chunks, 1, seconds=0.0)
+
+    assert 4 == found.chunk_count < len(chunks)
+    assert [4 * N_CTX] == found.entries["token_embd.weight"].counts.tolist()
+    assert CHUNKS == collect(model, chunks, 1, seconds=1e6).chunk_count
 
 
 def test_bad_input_leaves_what_is_there(bf16, text, tmp_path):
@@ -249,10 +277,9 @@ def test_bad_input_leaves_what_is_there(bf16, text, tmp_path):
     (tmp_path / "nan.gguf").write_bytes(data)
     with pytest.raises(EngineError, match=r"inputs of blk\.1\.attn_q\.weight are not finite"):
         collect_file(tmp_path / "nan.gguf", text, output)
-    with pytest.raises(OutputError, match="belongs to"):
-        collect_file(bf16, text, bf16)
-    with pytest.raises(OutputError, match="is a text"):
-        collect_file(bf16, text, text)
+    for taken in (bf16, text):
+        with pytest.raises(OutputError, match="is read or written here, too"):
+            collect_file(bf16, text, taken)
 
     assert b"old" == output.read_bytes()
     assert {"i.gguf", "nan.gguf", "short.txt"} == {path.name for path in tmp_path.iterdir()}
@@ -298,6 +325,8 @@ def test_the_command_line_collects_merges_and_reports(bf16, text, tmp_path):
     assert "of 10 chunks" in merged.stderr
     sums = [read_statistics(path).entries["token_embd.weight"].sums for path in (one, two)]
     np.testing.assert_allclose(2 * sums[0], sums[1])
+    with pytest.raises(OutputError, match="one.gguf: is read or written here, too"):
+        api.merge_importance([two, one], one)
 
 
 @pytest.mark.parametrize(
@@ -318,9 +347,33 @@ def test_the_built_in_text_is_always_the_same():
     assert text == calibration_text(template, size=30_000)
     assert text != calibration_text(template, size=30_000, seed=2)
     assert 30_000 <= len(text) < 35_000
-    for sign in ("<|user|>", "<|assistant|>", '"active":', "    return ", "See also"):
+    for sign in ("<|user|>", "<|assistant|>", '"active":', "    return ", "::= "):
         assert sign in text, sign
     assert any(ord(letter) > 0x400 for letter in text)
+
+
+USES: tuple[Use, ...] = ("importance", "probe", "validation")
+
+
+@pytest.mark.parametrize(("one", "other"), list(combinations(USES, 2)))
+def test_texts_for_two_uses_have_nothing_in_common(one, other):
+    """No long line of the built-in text, and no word of a user's own."""
+    lines = [
+        {line for line in calibration_text(size=200_000, use=use).splitlines() if len(line) >= 50}
+        for use in (one, other)
+    ]
+    words = [f"w{number:06}" for number in range(20_000)]
+    own = [set(re.findall(r"w\d{6}", dealt(" ".join(words), use))) for use in (one, other)]
+
+    assert len(lines[0] & lines[1]) <= 0.005 * len(lines[1])  # a few that modules have in common
+    assert own[0].isdisjoint(own[1])
+    assert min(map(len, own)) > 1500
+
+
+@given(st.text(max_size=400))
+def test_all_of_a_text_is_dealt(text):
+    assert len(text) == sum(len(dealt(text, use)) for use in USES)
+    assert Counter(text) == Counter("".join(dealt(text, use) for use in USES))
 
 
 def test_a_conversation_is_framed_plainly_where_the_template_refuses():

@@ -159,7 +159,9 @@ def test_another_tokenizer_is_refused(f32, bf16, text, monkeypatch):
 
     tokens = module._tokens
     flip = {f32: 1, bf16: -1}
-    monkeypatch.setattr(module, "_tokens", lambda s, t: tokens(s, t)[:: flip[s.file.path]])
+    monkeypatch.setattr(
+        module, "_tokens", lambda s, t, special: tokens(s, t, special)[:: flip[s.file.path]]
+    )
 
     with pytest.raises(EngineError, match="cannot be compared .* other tokens"):
         compare([bf16], f32, [text])

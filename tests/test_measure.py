@@ -24,6 +24,7 @@ from gemcut.quantize.identity import digest, fingerprint
 from gemcut.quantize.importance import importance_for
 from gemcut.quantize.local_error import Sampling, local_errors, subject
 from gemcut.quantize.measure import Request
+from gemcut.quantize.probe import Probing, Sample
 from gemcut.quantize.statistics import Entry, Statistics, write_statistics
 from gemcut.quantize.tensor_errors import expert_mass, subjects
 from gemcut.sensitivity import Sensitivity
@@ -31,6 +32,7 @@ from tests import checkpoints
 
 CHEAP = ["q4_0", "q8_0", "q2_k", "mxfp4", "bf16"]
 ALL = Sampling(rows=10**9, first=10**9)
+TEXT = held_out_text()[:6000]
 
 
 @pytest.fixture(scope="module")
@@ -334,8 +336,7 @@ def test_interrupted_measuring_is_continued(model, imatrix, tmp_path, monkeypatc
     output = tmp_path / "s.json"
     measure(model, tmp_path / "whole.json", imatrix)
     assert (
-        "s.json: what was measured is kept: --resume continues"
-        == interrupt(model, output, imatrix, 20)[-1]
+        "what was measured is kept: the same command" in interrupt(model, output, imatrix, 20)[-1]
     )
     calls: list[str] = []
 
@@ -345,7 +346,7 @@ def test_interrupted_measuring_is_continued(model, imatrix, tmp_path, monkeypatc
 
     monkeypatch.setattr("gemcut.quantize.tensor_errors.local_errors", counted)
 
-    measure(model, output, imatrix, resume=True)
+    measure(model, output, imatrix)
 
     assert 33 == len(calls)
     assert output.read_bytes() == (tmp_path / "whole.json").read_bytes()
@@ -359,22 +360,25 @@ def test_a_torn_record_is_continued_before_the_tear(cut, model, imatrix, tmp_pat
     interrupt(model, output, imatrix, 4)
     record.write_bytes(record.read_bytes()[:-cut])
 
-    measure(model, output, imatrix, resume=True)
+    measure(model, output, imatrix)
 
     assert output.read_bytes() == (tmp_path / "whole.json").read_bytes()
 
 
-def test_without_resume_it_begins_anew_and_other_work_is_not_resumed(model, imatrix, tmp_path):
-    output = tmp_path / "s.json"
+def test_other_work_is_not_continued(model, imatrix, tmp_path):
+    """What differs is told, and the record stays; --restart throws it away."""
+    output, record = tmp_path / "s.json", tmp_path / ".s.json.unfinished"
     interrupt(model, output, imatrix, 4)
+    before = record.read_bytes()
 
-    with pytest.raises(OutputError, match="unfinished work of another source, importance or set"):
-        measure(model, output, None, resume=True)
-    with pytest.raises(OutputError, match="unfinished work of another"):
-        measure(model, output, imatrix, seed=1, resume=True)
+    with pytest.raises(OutputError, match="another importance lies there.*--restart begins anew"):
+        measure(model, output, None)
+    with pytest.raises(OutputError, match=r"another sampling \(rows=512 .*seed=0, now .*seed=1\)"):
+        measure(model, output, imatrix, seed=1)
+    assert before == record.read_bytes()
 
     done: list[int] = []
-    measure(model, output, imatrix, progress=lambda now, total: done.append(now))
+    measure(model, output, imatrix, restart=True, progress=lambda now, total: done.append(now))
     assert list(range(54)) == done
 
 
@@ -426,7 +430,7 @@ def test_what_is_not_this_models_is_refused(model, statistics, checkpoint, tmp_p
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few chunks of what the demo's model was trained for."""
     path: Path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(held_out_text()[:6000], encoding="utf-8")
+    path.write_text(TEXT, encoding="utf-8")
     return path
 
 
@@ -445,7 +449,7 @@ def test_probing_replaces_the_priors(model, imatrix, q8_0, text, tmp_path):
         api.measure_sensitivity(*arguments, progress=stop, tell=lines.append)
     told: list[int] = []
     found = api.measure_sensitivity(
-        *arguments, True, lambda done, _: told.append(done), lines.append
+        *arguments, False, lambda done, _: told.append(done), lines.append
     )
 
     assert "probing 6 of 53 groups" in lines[-1]
@@ -458,6 +462,54 @@ def test_probing_replaces_the_priors(model, imatrix, q8_0, text, tmp_path):
         assert tensor.group in found.groups
     whole = api.measure_sensitivity(model, tmp_path / "w.json", imatrix, request, 1)
     assert whole.groups.keys() == found.groups.keys()
+
+
+def test_another_text_to_probe_on_keeps_the_tensors_errors(
+    model, imatrix, q8_0, text, tmp_path, monkeypatch
+):
+    """They do not depend on it; what groups cost does, and is measured anew."""
+    output, lines = tmp_path / "s.json", []
+
+    def requested(content: str) -> Request:
+        probing = Probing(q8_0, content, Sample(64, 2))
+        return Request(types=CHEAP, probing=probing)
+
+    def stop(done: int, total: int) -> None:
+        if any("probing" in line for line in lines) and done == total - 5:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        api.measure_sensitivity(
+            model, output, imatrix, requested(TEXT), 1, progress=stop, tell=lines.append
+        )
+    monkeypatch.setattr("gemcut.quantize.tensor_errors.local_errors", None)  # not called
+    found = api.measure_sensitivity(
+        model, output, imatrix, requested(TEXT[::-1]), 1, tell=lines.append
+    )
+    monkeypatch.undo()
+
+    assert any("another text or context to probe on: 47 groups are" in line for line in lines)
+    assert "probing 53 of 53 groups" in lines[-1]
+    anew = tmp_path / "anew.json"
+    assert (
+        found.text == api.measure_sensitivity(model, anew, imatrix, requested(TEXT[::-1]), 1).text
+    )
+
+
+def test_tensors_without_importance_are_told(model, statistics):
+    """Which, and how many: they are cut as if all their columns counted alike."""
+    whole = importance_for(statistics, model.tensors)
+    few = {name: each for name, each in whole.items() if name == "blk.0.attn_q.weight"}
+
+    told, more = api.missing_importance(model, whole), api.missing_importance(model, few)
+
+    assert told and more
+    assert "the importance matrix lacks 1 of 53 tensors, which are cut unweighted" in told
+    assert told.endswith(": token_embd.weight")
+    assert more.endswith("and 48 more")
+    assert api.missing_importance(model, None) is None
+    everything = {t.name: np.ones((1, t.columns), np.float32) for t in model.tensors}
+    assert api.missing_importance(model, everything) is None
 
 
 def run(*arguments: object):
@@ -501,7 +553,7 @@ def test_bad_input_is_one_line(checkpoint, imatrix, tmp_path):
         ("--minutes", "1e-9"): "measuring takes at least",
         ("-o", tmp_path): "is a folder",
         ("-o", tmp_path / "none" / "s.json"): "cannot be written",
-        ("-o", checkpoint / "config.json"): "belongs to the checkpoint",
+        ("-o", checkpoint / "config.json"): "is read or written here, too",
     }.items():
         result = run(*command, *options)
         assert isinstance(result.exception, SystemExit)
@@ -514,7 +566,7 @@ def test_nothing_is_left_of_what_measured_nothing(model, imatrix, tmp_path):
     told = interrupt(model, tmp_path / "s.json", imatrix, 0)
 
     assert [] == list(tmp_path.iterdir())
-    assert not any("--resume" in line for line in told)
+    assert not any("--restart" in line for line in told)
 
 
 def test_a_coarse_file_to_probe_is_found_out_first(checkpoint, q4_k_m, tmp_path):

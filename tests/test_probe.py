@@ -16,7 +16,7 @@ from gemcut.plan import Entry
 from gemcut.quantize import probe as probe_module
 from gemcut.quantize.group_weights import Work, change, positive, probeable, weigh, weight_of
 from gemcut.quantize.groups import group_tensors, groupings
-from gemcut.quantize.probe import Sample, open_probe
+from gemcut.quantize.probe import Probing, Sample, open_probe
 from gemcut.quantize.reference import Reference, size
 from gemcut.quantize.reweigh import probe_sensitivity, regrouped
 from gemcut.quantize.swapping import Change
@@ -39,7 +39,7 @@ def source(checkpoint):
 
 @pytest.fixture(scope="module")
 def probe(q8_0, source):
-    with open_probe(q8_0, TEXT, source, sample=SAMPLE, threads=1) as opened:
+    with open_probe(Probing(q8_0, TEXT, SAMPLE), source, threads=1) as opened:
         yield opened
 
 
@@ -107,7 +107,7 @@ def test_chunks_are_spread_over_the_text():
 def test_too_little_text_is_refused(q8_0):
     """One chunk has no error bar."""
     with pytest.raises(TextError, match="too short: .* wanted 2 chunks of 128"):
-        open_probe(q8_0, "short", sample=SAMPLE)
+        open_probe(Probing(q8_0, "short", SAMPLE))
     with pytest.raises(UsageError, match="1 chunks of 512 tokens"):
         Sample(512, 1)
 
@@ -141,7 +141,7 @@ def test_a_change_costs_what_a_file_with_it_loses(q8_0, source, tmp_path, names)
     tensors = {**plan.tensors, **dict.fromkeys(names, Entry("q3_k"))}
     api.quantize_model(source, written, api.Target(plan=replace(plan, tensors=tensors)))
     everything = Sample(128, 1000)
-    with open_probe(q8_0, text.content, source, sample=everything, threads=1) as probe:
+    with open_probe(Probing(q8_0, text.content, everything), source, threads=1) as probe:
         tried = probe.divergence(dict.fromkeys(names, Change(ggml.type_named("q3_k"))))
     found = compare([written], q8_0, [text], 128, threads=1).rows[1].scores.divergence
     assert found
@@ -291,7 +291,7 @@ def test_groups_of_other_work_are_refused(probe, sensitivity):
 def test_another_models_file_is_refused(q8_0, source):
     """Before anything is loaded."""
     with pytest.raises(EngineError, match="the loaded file is gemma4, the source llama"):
-        open_probe(q8_0, TEXT, replace(source, architecture="llama"), sample=SAMPLE)
+        open_probe(Probing(q8_0, TEXT, SAMPLE), replace(source, architecture="llama"))
 
 
 def test_too_little_memory_is_refused(q8_0, monkeypatch):
@@ -300,7 +300,7 @@ def test_too_little_memory_is_refused(q8_0, monkeypatch):
     monkeypatch.setattr(probe_module, "inspect_machine", lambda: small)
 
     with pytest.raises(EngineError, match="probing takes 0.3 GB of memory, 0.0 GB are free"):
-        open_probe(q8_0, TEXT, sample=SAMPLE)
+        open_probe(Probing(q8_0, TEXT, SAMPLE))
 
 
 def test_a_type_without_importance_is_refused(probe):

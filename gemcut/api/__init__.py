@@ -4,10 +4,12 @@ Each returns data or raises a GemcutError, and prints nothing. What is slow take
 that is told how much was just done.
 """
 
+from gemcut.api.base import remove_base
+from gemcut.api.building import chain_folder, quantize_measured
+from gemcut.api.chain import Effort, Measurements, measure_chain
 from gemcut.api.cutting import (
     FLOAT_TYPES,
     Target,
-    check_output,
     convert_checkpoint,
     load_importance,
     make_plan,
@@ -20,16 +22,21 @@ from gemcut.api.measuring import (
     collect_importance,
     measure_sensitivity,
     merge_importance,
+    missing_importance,
     probing,
 )
+from gemcut.api.planning import make_task
 from gemcut.api.running import evaluate, load
 from gemcut.api.sources import families, inspect_source, open_source
+from gemcut.api.validating import record, validate
 
 __all__ = [
+    "Effort",
     "FLOAT_TYPES",
+    "Measurements",
     "Target",
     "calibration",
-    "check_output",
+    "chain_folder",
     "collect_importance",
     "convert_checkpoint",
     "evaluate",
@@ -38,11 +45,18 @@ __all__ = [
     "load",
     "load_importance",
     "make_plan",
+    "make_task",
+    "measure_chain",
     "measure_sensitivity",
     "merge_importance",
+    "missing_importance",
     "open_source",
     "planned_files",
     "planned_size",
     "probing",
+    "quantize_measured",
     "quantize_model",
+    "record",
+    "remove_base",
+    "validate",
 ]

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
+from gemcut.api.planning import plan_types
 from gemcut.convert.model import Model
 from gemcut.engine import default_threads
-from gemcut.errors import OutputError, PlanError
+from gemcut.errors import PlanError
 from gemcut.gguf_layout import file_size
+from gemcut.outputs import check_outputs
 from gemcut.plan import Plan
 from gemcut.quantize import choose, stock
 from gemcut.quantize.importance import Importance, importance_for
+from gemcut.quantize.request import Request
 from gemcut.quantize.statistics import read_statistics
 from gemcut.quantize.writer import Tell, files, metadata, write_model
 
@@ -41,11 +43,8 @@ def make_plan(model: Model, target: Target, importance: Importance | None = None
     """
     if target.plan is not None:
         return choose.refit(model, target.plan)
-    if target.size is not None:
-        describe = partial(metadata, model)
-        return choose.plan_size(model, target.size, describe, importance or ())
-    if target.bpw is not None:
-        return choose.plan_bpw(model, target.bpw, importance or ())
+    if target.size is not None or target.bpw is not None:
+        return plan_types(model, Request(target.size, target.bpw), importance)
     if target.type is None:
         raise PlanError("say what the file is to be: a type, a size, bits per weight, or a plan")
     weighted = importance is not None
@@ -64,14 +63,6 @@ def planned_files(
 ) -> dict[Path, int]:
     """The files that the plan makes, the one to load first, with their exact sizes in bytes."""
     return {path: made.size for path, made in files(model, plan, output, split_size).items()}
-
-
-def check_output(model: Model, output: Path) -> None:
-    """Raise OutputError if writing there would hit a folder or a file of the model's source."""
-    if output.is_dir():
-        raise OutputError(f"{output}: is a folder; wanted a file name")
-    if output.resolve() in model.files:
-        raise OutputError(f"{output}: belongs to the checkpoint; wanted another file's name")
 
 
 def convert_checkpoint(
@@ -121,8 +112,7 @@ def quantize_model(
         OutputError: the file cannot be written, or unfinished work of something else lies there.
     """
     plan = make_plan(model, target, importance)
-    for path in (output, *files(model, plan, output, split_size)):
-        check_output(model, path)
+    check_outputs({output, *files(model, plan, output, split_size)}, model.files)
     threads = threads or default_threads()
     write_model(model, plan, output, importance, threads, progress, split_size, restart, tell)
     return plan

@@ -8,17 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from gemcut import llama
-from gemcut.api.cutting import check_output
 from gemcut.convert.gguf_source import open_gguf
 from gemcut.convert.model import Model, Reading
 from gemcut.engine import ModelOptions, default_threads
-from gemcut.errors import OutputError
 from gemcut.eval.texts import Text, cut
+from gemcut.outputs import check_outputs
 from gemcut.quantize.calibration import NAME as CALIBRATION
-from gemcut.quantize.calibration import calibration_text
+from gemcut.quantize.calibration import Use, calibration_text
 from gemcut.quantize.collect import Unfinished, collect
-from gemcut.quantize.measure import Probing, Request, measure_model
-from gemcut.quantize.probe import Sample
+from gemcut.quantize.identity import listed
+from gemcut.quantize.importance import Importance, unweighted
+from gemcut.quantize.measure import Request, measure_model
+from gemcut.quantize.probe import Probing, Sample
 from gemcut.quantize.statistics import Statistics, merged, read_statistics, write_statistics
 from gemcut.quantize.writer import Tell
 from gemcut.runtime.template import Template
@@ -27,16 +28,17 @@ from gemcut.sensitivity import Sensitivity
 
 def collect_importance(
     path: Path,
-    texts: Sequence[Path],
+    texts: Sequence[Path | Text],
     output: Path,
     n_ctx: int = 512,
     chunks: int | None = None,
     threads: int | None = None,
     options: ModelOptions | None = None,
     parse_special: bool = False,
-    resume: bool = False,
+    restart: bool = False,
     progress: Callable[[int, int], None] | None = None,
     tell: Tell | None = None,
+    minutes: float | None = None,
 ) -> Statistics:
     """Run text through a GGUF, and write what its matrices were multiplied with as an imatrix.
 
@@ -44,9 +46,10 @@ def collect_importance(
         texts: read one after the other; none: the built-in text.
         chunks: read at most so many, of n_ctx tokens each.
         parse_special: read "<bos>" and the like as tokens.
-        resume: continue what an interrupted call left.
+        restart: throw away what an interrupted call left, rather than continue it.
         progress: told chunks done, and in all.
         tell: told in a line when work is continued, or is interrupted and can be continued.
+        minutes: read fewer chunks if it would take longer.
 
     Raises:
         TextError: a text cannot be read, or all together are shorter than two chunks.
@@ -54,17 +57,16 @@ def collect_importance(
         GGUFError: not a model.
     """
     source = open_gguf(path, Reading(requantize=True))
-    check_output(source, output)
-    if output.resolve() in {text.resolve() for text in texts}:
-        raise OutputError(f"{output}: is a text to be read; wanted another file's name")
+    check_outputs([output], [*source.files, *(text for text in texts if isinstance(text, Path))])
     with llama.Model.load(path, options) as model:
-        read = [Text.read(text) for text in texts] or [calibration(model)]
+        read = _read(texts) or [calibration(model)]
         special = parse_special or not texts
         tokens = np.concatenate([model.tokenize(t.content, True, special) for t in read])
         bos = model.bos if model.add_bos else None
         cut_ = cut(tokens, n_ctx, chunks, bos, ", ".join(text.name for text in read))
         unfinished = Unfinished(output, source.identity, cut_)
-        found = collect(model, cut_, threads, progress, unfinished, resume, tell)
+        seconds = None if minutes is None else 60 * minutes
+        found = collect(model, cut_, threads, progress, unfinished, restart, tell, seconds)
     statistics = replace(found, datasets=tuple(text.name for text in read))
     write_statistics(output, statistics)
     unfinished.remove()
@@ -77,8 +79,9 @@ def merge_importance(paths: Sequence[Path], output: Path) -> Statistics:
     Raises:
         GGUFError: not an imatrix, or damaged.
         PlanError: they are of different models.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or is one of them.
     """
+    check_outputs([output], paths)
     statistics = merged([read_statistics(path) for path in paths])
     write_statistics(output, statistics)
     return statistics
@@ -90,7 +93,7 @@ def measure_sensitivity(
     imatrix: Path | None = None,
     request: Request | None = None,
     threads: int | None = None,
-    resume: bool = False,
+    restart: bool = False,
     progress: Callable[[int, int], None] | None = None,
     tell: Tell | None = None,
 ) -> Sensitivity:
@@ -101,7 +104,7 @@ def measure_sensitivity(
             that need it are left out.
         request: what is measured, how thoroughly, and whether what errors cost the model is
             probed (see `probing`) or stays a prior.
-        resume: go on where an interrupted call stopped.
+        restart: throw away what an interrupted call left, rather than go on with it.
         progress: told how many tensors are done, and how many there are.
         tell: told how long it will take, and what becomes of an interrupted run.
 
@@ -109,20 +112,18 @@ def measure_sensitivity(
         UsageError, GGUFError, PlanError, OutputError, EngineError, CheckpointError, TextError: see
             `quantize.measure.measure_model`.
     """
-    check_output(model, output)
     request = request or Request()
-    if output.resolve() in {p.resolve() for p in (imatrix, request.probed) if p}:
-        raise OutputError(f"{output}: is to be read; wanted another file's name")
+    check_outputs([output], [imatrix, request.probed, *model.files])
     statistics = None if imatrix is None else read_statistics(imatrix)
     silent = progress or (lambda done, total: None), tell or (lambda line: None)
     return measure_model(
-        model, output, statistics, request, threads or default_threads(), resume, *silent
+        model, output, statistics, request, threads or default_threads(), restart, *silent
     )
 
 
 def probing(
     path: Path,
-    texts: Sequence[Path] = (),
+    texts: Sequence[Path | Text] = (),
     chunks: int = 16,
     n_ctx: int = 512,
     options: ModelOptions | None = None,
@@ -136,18 +137,34 @@ def probing(
     Raises:
         TextError, UsageError, EngineError, GGUFError: a text or the file cannot be read.
     """
-    read = [Text.read(text) for text in texts]
+    read = _read(texts)
     if not read:
         with llama.Model.load(path, ModelOptions(vocab_only=True)) as model:
-            read = [calibration(model)]
+            read = [calibration(model, "probe")]
     text = "\n\n".join(each.content for each in read)
     return Probing(path, text, Sample(n_ctx, chunks), options, parse_special=not texts)
 
 
-def calibration(model: llama.Model) -> Text:
-    """The built-in text, its conversations framed as the model wants them."""
+def _read(texts: Sequence[Path | Text]) -> list[Text]:
+    return [text if isinstance(text, Text) else Text.read(text) for text in texts]
+
+
+def missing_importance(model: Model, importance: Importance | None) -> str | None:
+    """A line on the tensors that would be cut without importance though others have it, or None."""
+    names = [] if importance is None else unweighted(importance, model.tensors)
+    if not names:
+        return None
+    every = sum(not tensor.kept and tensor.quantizable for tensor in model.tensors)
+    return (
+        f"the importance matrix lacks {len(names)} of {every} tensors, which are cut unweighted: "
+        f"{listed(names)}"
+    )
+
+
+def calibration(model: llama.Model, use: Use = "importance") -> Text:
+    """The built-in text for a use, its conversations framed as the model wants them."""
     source, eos = model.chat_template, model.eos
     # No BOS within the text, and no date: the text is the same tomorrow.
     end = "" if eos is None else model.piece(eos, special=True).decode(errors="replace")
     template = Template(source, eos=end, today=datetime(2026, 1, 1)) if source else None
-    return Text.of(CALIBRATION, calibration_text(template))
+    return Text.of(CALIBRATION, calibration_text(template, use=use))

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from gemcut.errors import OutputError, UsageError, printable
+from gemcut.errors import UsageError, printable
 from gemcut.sizes import format_size, parse_context, parse_size
 
 FILE = click.Path(path_type=Path)
@@ -50,14 +50,14 @@ SIZE = _Parsed("size", parse_size)
 CONTEXT = _Parsed("tokens", parse_context)
 
 threads = click.option("-t", "--threads", type=click.IntRange(1, 512), help="default: all cores")
+restart = click.option("--restart", is_flag=True, help="throw interrupted work away, begin anew")
 as_json = click.option("--json", "as_json", is_flag=True, help="the result as JSON on stdout")
 dry_run = click.option("--dry-run", is_flag=True, help="say what would be written, write nothing")
 
 
 def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The GGUF to write, in one file or several, and what to do with unfinished work."""
-    option = click.option("--restart", is_flag=True, help="throw interrupted work away, begin anew")
-    command = option(command)
+    command = restart(command)
     split = "in files of about so many bytes (4G), which llama.cpp loads as one"
     command = click.option("--split-size", type=SIZE, help=split)(command)
     help_ = "the GGUF to write; with --split-size NAME-00001-of-0000N.gguf and so on"
@@ -96,23 +96,6 @@ _READING = (
 )
 
 
-def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | None]) -> None:
-    """Raise OutputError for what would cost a file, or hours: before any work.
-
-    Args:
-        outputs, inputs: what the command writes and reads; None: nothing.
-    """
-    taken = {path.resolve() for path in inputs if path}
-    for path in filter(None, outputs):
-        if path.resolve() in taken:
-            raise OutputError(f"{path}: is read or written here, too; wanted another file's name")
-        if path.is_dir():
-            raise OutputError(f"{path}: is a folder; wanted a file name")
-        if not path.parent.is_dir():
-            raise OutputError(f"{path}: cannot be written: make the folder {path.parent} first")
-        taken.add(path.resolve())
-
-
 frugal = click.option(
     "--frugal",
     is_flag=True,
@@ -127,12 +110,15 @@ def scratch(output: Path, frugal: bool) -> Path | None:
 
 def downloads() -> Callable[[str, int, int], None]:
     """Progress of what is fetched, until the command ends; told (what, bytes done, in all)."""
-    return click.get_current_context().with_resource(_downloads())
+    return click.get_current_context().with_resource(
+        stages(DownloadColumn(), TransferSpeedColumn())
+    )
 
 
 @contextmanager
-def _downloads() -> Iterator[Callable[[str, int, int], None]]:
-    progress = _progress(DownloadColumn(), TransferSpeedColumn())
+def stages(*amount: ProgressColumn) -> Iterator[Callable[[str, int, int], None]]:
+    """Bars on stderr that come and go; told (what, done, in all)."""
+    progress = _progress(*(amount or (TaskProgressColumn(),)))
     tasks: dict[str, TaskID] = {}
 
     def told(what: str, done: int, total: int) -> None:

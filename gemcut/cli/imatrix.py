@@ -11,9 +11,9 @@ from gemcut.cli.common import (
     CONTEXT,
     FILE,
     as_json,
-    check_outputs,
     print_json,
     print_table,
+    restart,
     say,
     steps,
     threads,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("--chunks", type=click.IntRange(min=1), help="at most so many")
 @click.option("-ngl", "--gpu-layers", type=int, default=-1, help="default: all that a GPU takes")
 @click.option("--parse-special", is_flag=True, help='read "<bos>" and the like as tokens')
-@click.option("--resume", is_flag=True, help="continue what was interrupted")
+@restart
 @click.option("--merge", is_flag=True, help="the arguments are imatrix files, to be added up")
 @click.option("--plot", type=FILE, help="draw the load of the experts here (PNG)")
 @threads
@@ -46,7 +46,7 @@ def command(
     chunks: int | None,
     gpu_layers: int,
     parse_special: bool,
-    resume: bool,
+    restart: bool,
     merge: bool,
     plot: Path | None,
     threads: int | None,
@@ -59,10 +59,11 @@ def command(
     """
     from gemcut import api
     from gemcut.engine import ModelOptions
+    from gemcut.outputs import check_outputs
     from gemcut.quantize.coverage import coverage, draw, require_plotting, to_dict
 
-    if merge and (texts or resume):
-        raise click.UsageError("--merge reads no text: it goes without --text and --resume")
+    if merge and (texts or restart):
+        raise click.UsageError("--merge reads no text: it goes without --text and --restart")
     if not merge and len(files) != 1:
         raise click.UsageError("say one model, or --merge and imatrix files")
     check_outputs([output, plot], [*files, *texts])
@@ -83,7 +84,7 @@ def command(
                 threads,
                 ModelOptions(gpu_layers),
                 parse_special,
-                resume,
+                restart,
                 progress,
                 tell=say,
             )

@@ -12,10 +12,10 @@ from gemcut.cli.common import (
     CONTEXT,
     FILE,
     as_json,
-    check_outputs,
     downloads,
     print_json,
     print_table,
+    restart,
     say,
     source_options,
     steps,
@@ -53,7 +53,7 @@ if TYPE_CHECKING:  # the library is loaded when the command runs
     "-c", "--context", type=CONTEXT, default="512", show_default=True, help="tokens of a chunk"
 )
 @click.option("-ngl", "--gpu-layers", type=int, default=-1, help="default: all that a GPU takes")
-@click.option("--resume", is_flag=True, help="go on where an interrupted run stopped")
+@restart
 @threads
 @as_json
 def command(
@@ -69,7 +69,7 @@ def command(
     chunks: int,
     context: int,
     gpu_layers: int,
-    resume: bool,
+    restart: bool,
     threads: int | None,
     as_json: bool,
     **reading: Any,
@@ -81,15 +81,18 @@ def command(
     """
     if texts and probe is None:
         raise click.UsageError("--text is what --probe reads: say which file to probe")
-    check_outputs([output], [imatrix, probe, *texts])
     from gemcut import api
     from gemcut.engine import ModelOptions
+    from gemcut.outputs import check_outputs
     from gemcut.quantize.local_error import Sampling
     from gemcut.quantize.measure import Request
 
+    check_outputs([output], [imatrix, probe, *texts])
     model = api.open_source(source, fetched=downloads(), **reading)
     for note in model.notes:
         say(note)
+    if imatrix and (line := api.missing_importance(model, api.load_importance(imatrix, model))):
+        say(line)
     sampling = Sampling(rows, min(Sampling.first, rows), seed=seed)
     wanted = None if types is None else [name.strip() for name in types.split(",")]
     probing = None
@@ -101,7 +104,7 @@ def command(
     start = perf_counter()
     with steps("measuring") as progress:
         sensitivity = api.measure_sensitivity(
-            model, output, imatrix, request, threads, resume, progress, tell=say
+            model, output, imatrix, request, threads, restart, progress, tell=say
         )
     seconds = perf_counter() - start
     if as_json:
