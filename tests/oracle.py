@@ -29,8 +29,12 @@ def quantize(
     pure: bool = False,
     dry_run: bool = False,
     requantize: bool = False,
+    tensor_types: str = "",
 ) -> list[str]:
     """Quantize a GGUF to a mixture of llama.cpp's; returns its log.
+
+    Args:
+        tensor_types: the text of a --tensor-type-file.
 
     Raises:
         Refused: it failed.
@@ -44,11 +48,22 @@ def quantize(
     if importance is not None:
         flat = {k: np.ascontiguousarray(v, np.float32).reshape(-1) for k, v in importance.items()}
         params.imatrix = _imatrix(c, flat)
+    if tensor_types:
+        params.tt_overrides = _overrides(c, tensor_types)
     arguments = str(source).encode(), str(output).encode(), ctypes.byref(params)
     if c.llama_model_quantize(*arguments):
         raise Refused(log.reason(mark))
     lines: list[str] = log.since(mark)
     return lines
+
+
+def _overrides(c, text: str):
+    """The array that llama.cpp reads up to an entry without a pattern, as its tool reads a file."""
+    words = [word.partition("=") for word in text.split()]
+    entries = (c.llama_model_tensor_override * (len(words) + 1))()
+    for entry, (pattern, _, kind) in zip(entries, words, strict=False):
+        entry.pattern, entry.type = pattern.lower().encode(), ggml.type_named(kind).id
+    return entries
 
 
 def _imatrix(c, weights: Importance):

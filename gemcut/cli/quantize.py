@@ -1,15 +1,14 @@
 """`gemcut quantize`."""
 
-from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemcut.cli import common
+from gemcut.cli import common, planning
 from gemcut.cli.common import (
     FILE,
-    SIZE,
     as_json,
     bar,
     dry_run,
@@ -17,18 +16,50 @@ from gemcut.cli.common import (
     print_json,
     say,
     source_options,
+    stages,
+    steps,
     threads,
     written,
 )
+from gemcut.cli.outcome import types_by_role
+from gemcut.cli.planning import Asked, Known, planning_options
 from gemcut.plan import Plan
+
+if TYPE_CHECKING:  # the library is loaded when the command runs
+    from gemcut.api import Measurements, Target
+    from gemcut.convert.model import Model
+    from gemcut.plan import Measured
+    from gemcut.profile import Profile
+
+_MEASURING = "`gemcut quantize --measure` in place of --imatrix and --sensitivity"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What was asked for."""
+
+    output: Path
+    asked: Asked
+    target: "Target"  # a type or a plan; else it is planned
+    save_plan: Path | None
+    measure: bool
+    minutes: float | None
+    validate: bool
+    texts: tuple[Path, ...]
+    split_size: int | None
+    restart: bool
+    threads: int | None
+
+    @property
+    def planned(self) -> bool:
+        """Whether types are chosen here."""
+        return self.target.type is None and self.target.plan is None
 
 
 @click.command("quantize")
 @source_options
 @output_options
 @click.option("--type", "kind", help="a mixture of llama.cpp (Q4_K_M, ...) or a ggml type (q4_k)")
-@click.option("--size", type=SIZE, help="the finished file is never larger (14G, 5M, bytes)")
-@click.option("--bpw", type=click.FloatRange(min=0, min_open=True), help="bits per weight, at most")
 @click.option("--plan", "plan_file", type=FILE, help="a plan.json made before")
 @click.option(
     "--pure", is_flag=True, help="--type is a bare ggml type, even if a mixture has its name"
@@ -36,7 +67,15 @@ from gemcut.plan import Plan
 @click.option(
     "--fallback", is_flag=True, help="a bare type may be replaced where rows do not fit it"
 )
-@click.option("--imatrix", type=FILE, help="an importance matrix (GGUF or .dat)")
+@planning_options
+@click.option("--measure", is_flag=True, help="first measure SRC; kept beside the output")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0, min_open=True), help="of --measure, at most"
+)
+@click.option("--validate", is_flag=True, help="then score the file: predicted beside measured")
+@click.option(
+    "--text", "texts", type=FILE, multiple=True, help="to measure and validate with; repeat"
+)
 @click.option("--save-plan", type=FILE, help="write the plan here, even with --dry-run")
 @common.frugal
 @threads
@@ -48,12 +87,14 @@ def command(
     split_size: int | None,
     restart: bool,
     kind: str | None,
-    size: int | None,
-    bpw: float | None,
     plan_file: Path | None,
     pure: bool,
     fallback: bool,
-    imatrix: Path | None,
+    asked: Asked,
+    measure: bool,
+    minutes: float | None,
+    validate: bool,
+    texts: tuple[Path, ...],
     save_plan: Path | None,
     frugal: bool,
     threads: int | None,
@@ -63,57 +104,194 @@ def command(
 ) -> None:
     """Cut SRC (a checkpoint's folder, a Hub id, or a GGUF) and write it as a GGUF.
 
-    Say exactly one of --type, --size, --bpw and --plan. No 16-bit file is made in between.
+    Say for which machine (--vram, --ram, --machine, -c; what is not said is this one's), or how
+    large it may be (--size, --bpw), or both; or else a --type, or a --plan. No 16-bit file is made
+    in between.
     """
-    given = [value for value in (kind, size, bpw, plan_file) if value is not None]
-    if len(given) != 1:
-        raise click.UsageError("say exactly one of --type, --size, --bpw and --plan")
-    if (pure or fallback) and kind is None:
-        raise click.UsageError("--pure and --fallback go with --type")
-    common.check_outputs([output, save_plan], [imatrix, plan_file])
+    _check(kind, plan_file, pure or fallback, asked, measure)
+    _check_measuring(asked, measure, minutes, validate, texts, frugal, dry_run)
     from gemcut import api
+    from gemcut.outputs import check_outputs
 
+    read = [*asked.files, plan_file, *texts]
+    check_outputs([output, save_plan], read)
     scratch = common.scratch(output, frugal)
     model = api.open_source(source, scratch=scratch, fetched=common.downloads(), **reading)
     for note in model.notes:
         say(note)
-    read = Plan.read(plan_file) if plan_file else None
-    importance = api.load_importance(imatrix, model)
-    plan = api.make_plan(model, api.Target(kind, pure, fallback, size, bpw, read), importance)
+    target = api.Target(kind, pure, fallback, plan=Plan.read(plan_file) if plan_file else None)
+    job = _Job(
+        output,
+        asked,
+        target,
+        save_plan,
+        measure,
+        minutes,
+        validate,
+        texts,
+        split_size,
+        restart,
+        threads,
+    )
+    plan = _measured(model, job) if measure else _cut(model, job, read, dry_run)
     files = api.planned_files(model, plan, output, split_size)
-    common.check_outputs([*files, save_plan], [imatrix, plan_file])
-    for line in _described(plan):
-        say(line)
-    if save_plan:
-        api.check_output(model, save_plan)
-        plan.write(save_plan)
-    if not dry_run:
-        with bar("quantizing", model.weights) as progress:
-            target = api.Target(plan=plan)
-            api.quantize_model(
-                model, output, target, importance, threads, progress, split_size, restart, tell=say
-            )
+    saved = [path for path in (save_plan or plan_file,) if path]
+    found = _validated(model, next(iter(files)), plan, job, saved) if validate else None
     if as_json:
         result = {"files": [str(path) for path in files], "size": sum(files.values())}
+        result |= {"measured": vars(found)} if found else {}
         print_json({"output": str(output), "bpw": plan.bpw, "plan": plan.to_dict()} | result)
     else:
         say(f"{written(files, dry_run)}, {plan.bpw:.2f} bits per weight")
 
 
-def _described(plan: Plan) -> list[str]:
-    """Types per role, then every tensor that did not get the type it was meant to have."""
-    from gemcut.quantize.roles import role_of
+def _check(
+    kind: str | None, plan_file: Path | None, of_type: bool, asked: Asked, measure: bool
+) -> None:
+    """Raise UsageError unless the options say one thing."""
+    given = [kind is not None, plan_file is not None, asked.said or measure]
+    if sum(given) != 1:
+        raise click.UsageError(
+            "say exactly one of --type, --plan, and what to plan for (--vram, --size, ...)"
+        )
+    if of_type and kind is None:
+        raise click.UsageError("--pure and --fallback go with --type")
 
-    roles: dict[str, Counter[str]] = {}
-    for name, entry in plan.tensors.items():
-        if entry.type != "f32":
-            roles.setdefault(role_of(name).name, Counter())[entry.type] += 1
-    lines = [
-        f"{role:18}" + ", ".join(f"{count} x {kind}" for kind, count in counts.most_common())
-        for role, counts in roles.items()
-    ]
-    replaced = Counter((e.wanted, e.type) for e in plan.fallbacks.values())
-    for (wanted, got), count in replaced.items():
-        names = [n for n, e in plan.fallbacks.items() if (e.wanted, e.type) == (wanted, got)]
-        lines.append(f"{wanted} does not fit {count} tensors, which get {got}: {', '.join(names)}")
-    return lines
+
+def _check_measuring(
+    asked: Asked,
+    measure: bool,
+    minutes: float | None,
+    validate: bool,
+    texts: tuple[Path, ...],
+    frugal: bool,
+    dry_run: bool,
+) -> None:
+    """Raise UsageError for what does not go with measuring, or only with it."""
+    if measure and (asked.imatrix or asked.sensitivity):
+        raise click.UsageError("--measure makes both: it goes without --imatrix and --sensitivity")
+    if measure and frugal:
+        raise click.UsageError("--measure reads the weights three times: it goes without --frugal")
+    if (measure or validate) and dry_run:
+        raise click.UsageError("--measure and --validate write files: they go without --dry-run")
+    if minutes and not measure:
+        raise click.UsageError("--minutes goes with --measure")
+    if texts and not (measure or validate):
+        raise click.UsageError("--text is for --measure and --validate")
+
+
+def _machine(job: _Job) -> "Profile | None":
+    intent = job.asked.intent
+    return planning.machine_for(intent, job.threads) if planning.needs_machine(intent) else None
+
+
+def _planned(model: "Model", job: _Job, found: Known, machine: "Profile | None") -> Plan:
+    """Choose types, and places if they will run somewhere that is known."""
+    intent = job.asked.intent
+    made = planning.task(model, intent, found, intent.request, machine)
+    plan = planning.outcome_of(made, alternatives=False).plan
+    planning.say_priors(made, _MEASURING)
+    return plan
+
+
+def _cut(model: "Model", job: _Job, read: list[Path | None], dry_run: bool) -> Plan:
+    """Plan, and write."""
+    from gemcut import api
+    from gemcut.outputs import check_outputs
+
+    importance = api.load_importance(job.asked.imatrix, model)
+    if line := api.missing_importance(model, importance):
+        say(line)
+    if job.planned:
+        plan = _planned(model, job, planning.known(job.asked), _machine(job))
+    else:
+        plan = api.make_plan(model, job.target, importance)
+    files = api.planned_files(model, plan, job.output, job.split_size)
+    check_outputs([*files, job.save_plan], [*read, *model.files])
+    _announce(plan, job.save_plan)
+    if dry_run:
+        return plan
+    with bar("quantizing", model.weights) as progress:
+        api.quantize_model(
+            model,
+            job.output,
+            api.Target(plan=plan),
+            importance,
+            job.threads,
+            progress,
+            job.split_size,
+            job.restart,
+            tell=say,
+        )
+    return plan
+
+
+def _measured(model: "Model", job: _Job) -> Plan:
+    """Measure, plan, and write."""
+    from gemcut import api
+    from gemcut.outputs import check_outputs
+    from gemcut.quantize.statistics import read_statistics
+
+    check_outputs([job.output, job.save_plan], [*job.asked.files, *job.texts, *model.files])
+    intent, machine = job.asked.intent, _machine(job)
+    planning.check_budget(planning.task(model, intent, Known(), intent.request, machine))
+
+    def planner(found: "Measurements") -> Plan:
+        measured = (*found.measured, *planning.measured_in(job.asked))
+        known = Known(read_statistics(found.imatrix), found.sensitivity, measured)
+        plan = _planned(model, job, known, machine)
+        _announce(plan, job.save_plan)
+        return plan
+
+    effort = api.Effort(job.texts, job.minutes, job.threads, room=intent.request.size or 0)
+    with stages() as progress:
+        return api.quantize_measured(
+            model,
+            job.output,
+            planner,
+            effort,
+            job.split_size,
+            job.restart,
+            job.validate,
+            progress,
+            tell=say,
+        )
+
+
+def _validated(
+    model: "Model", output: Path, plan: Plan, job: _Job, saved: list[Path]
+) -> "Measured":
+    """Score the file, and note it in the plans that are kept."""
+    from gemcut import api
+
+    folder = api.chain_folder(job.output)
+    with steps("validating") as progress:
+        found = api.validate(
+            model,
+            output,
+            plan,
+            job.texts,
+            threads=job.threads,
+            folder=folder if job.measure else None,
+            progress=progress,
+            tell=say,
+        )
+    api.record(found, [*saved, *([folder / "plan.json"] if job.measure else [])])
+    if job.measure:
+        api.remove_base(folder)
+    predicted = "" if found.predicted is None else f" (predicted: {found.predicted:.3g})"
+    say(
+        f"measured: KL divergence {found.kld:.3g} ± {found.se:.1g}{predicted}, "
+        f"held against {found.reference} on {found.chunks} chunks of text"
+    )
+    return found
+
+
+def _announce(plan: Plan, save_plan: Path | None) -> None:
+    """Say what is about to be written, and keep the plan."""
+    for line in types_by_role(plan):
+        say(line)
+    if plan.predicted:
+        say(planning.described(plan))
+    if save_plan:
+        plan.write(save_plan)
