@@ -155,7 +155,7 @@ def _plan(document: dict[str, Any]) -> Plan:
         "context": _object,
         "machine": _object,
         "ledger": lambda raw, what: each(_bytes, raw, what),
-        "predicted": _object,
+        "predicted": _predicted,
         "measured": lambda raw, what: tuple(_measured(one, what) for one in sequence(raw, what)),
     }
     if unknown := document.keys() - readers.keys():
@@ -175,11 +175,13 @@ def _measured(raw: Any, what: str) -> Measured:
     return Measured(**{name: readers.get(name, string)(raw[name], what) for name in names})
 
 
+def _predicted(raw: Any, what: str) -> dict[str, Any]:
+    found = dict(_object(raw, what))
+    by = {"kld_by": string(found.pop("kld_by"), what)} if "kld_by" in found else {}
+    return each(_prediction, found, what) | by
+
+
 def _prediction(raw: Any, what: str) -> float | None:
-    return None if raw is None else number(raw, what)
-
-
-def _if_known(raw: Any, what: str) -> float | None:
     return None if raw is None else number(raw, what)
 
 

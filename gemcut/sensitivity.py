@@ -115,8 +115,8 @@ class Sensitivity:
         """Predicted KL divergence of a file with these types, and its standard error.
 
         The standard error holds what is not known about the parameters: one weight is wrong for
-        all tensors of its group alike, the errors of tensors are so independently. It says
-        nothing about how well a sum describes the model.
+        all tensors of its group alike, priors are wrong together, and the errors of tensors are so
+        independently. It says nothing about how well a sum describes the model.
 
         Args:
             types: tensor to candidate; of a fused tensor, it or both its parts. Tensors that were
@@ -132,13 +132,16 @@ class Sensitivity:
 
     def total(self, errors: Mapping[str, Collection[LocalError]]) -> tuple[float, float]:
         """KL divergence, and its standard error, of errors in these groups; see `predict`."""
-        total = variance = 0.0
+        total = variance = believed = 0.0
         for group, found in errors.items():
             weight, error = self.groups[group], sum(each.mean for each in found)
             total += weight.weight * error
-            variance += (weight.se * error) ** 2
             variance += weight.weight**2 * sum(each.se**2 for each in found)
-        return total, math.sqrt(variance)
+            if weight.source == "prior":
+                believed += weight.se * error
+            else:
+                variance += (weight.se * error) ** 2
+        return total, math.sqrt(variance + believed**2)
 
     def _chosen(self, types: Mapping[str, str]) -> Iterable[str]:
         """The measured tensors that a file has: a fused one, or both its parts."""

@@ -1,7 +1,7 @@
 """Why nothing fits: which limit is too tight, and the nearest that would do."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from gemcut.profile import Profile
@@ -11,13 +11,22 @@ from gemcut.sizes import format_size
 _GAP = 1e-3
 
 
-def binding(problem: Problem, machine: Profile | None, beside: int = 0) -> str:
+def binding(
+    problem: Problem,
+    machine: Profile | None,
+    beside: int = 0,
+    weights: int | None = None,
+    expected: Callable[[float], float] = float,
+) -> str:
     """A sentence: every limit that alone stands in the way, with the least that would do.
 
     Args:
         beside: bytes of a file beside its tensors.
+        weights: of the model, if its size was asked for in bits for each.
+        expected: the loss to tell, of one that is predicted.
     """
-    said = [*_memory(problem, machine), *_others(problem, beside)]
+    said = [*_memory(problem, machine), *_size_of(problem, beside, weights)]
+    said += _others(problem, expected)
     if said:
         return f"nothing fits: {'; or '.join(said)}"
     limits = "memory, size, speed and loss" if machine else "size and loss"
@@ -51,12 +60,18 @@ def _staged(problem: Problem, solution: Solution) -> int:
     return 0 if problem.staged is None else max([problem.staged, *away])
 
 
-def _others(problem: Problem, beside: int) -> Iterator[str]:
+def _size_of(problem: Problem, beside: int, weights: int | None) -> Iterator[str]:
     if math.isfinite(problem.size):
         found = solve(replace(problem, size=math.inf, aim=SIZE), _GAP)
         if found is not None:
             least = found.size + beside
-            yield f"a file of {least} bytes would do ({format_size(least)})"
+            if weights is None:
+                yield f"a file of {least} bytes would do ({format_size(least)})"
+            else:
+                yield f"{_rounded(8 * least / weights, up=True)} bits per weight would do"
+
+
+def _others(problem: Problem, expected: Callable[[float], float]) -> Iterator[str]:
     if math.isfinite(problem.seconds):
         found = solve(replace(problem, seconds=math.inf, aim=SECONDS), _GAP)
         if found is not None:
@@ -68,8 +83,8 @@ def _others(problem: Problem, beside: int) -> Iterator[str]:
         found = solve(replace(problem, loss=math.inf, aim=LOSS), _GAP)
         if found is not None:
             yield (
-                f"a predicted loss of {_rounded(found.loss, up=True)} would do "
-                f"({problem.loss:.3g} asked for)"
+                f"a predicted loss of {_rounded(expected(found.loss), up=True)} would do "
+                f"({expected(problem.loss):.3g} asked for)"
             )
 
 

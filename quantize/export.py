@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from gemcut.convert.precision import is_quantizable
 from gemcut.engine import ContextOptions
-from gemcut.errors import PlanError
+from gemcut.errors import EngineError, PlanError
 from gemcut.plan import HOST, Plan
+from gemcut.profile import Profile
 from gemcut.quantize import stock
 from gemcut.quantize.roles import role_of
 from gemcut.runtime.ledger import Placed, block_of, homes
@@ -23,6 +24,10 @@ _SPECIAL = re.compile(r"([.^$*+?()\[\]{}|\\])")
 # llama-quantize splits its file at white space and at "=", and reads patterns as lower case;
 # llama-server splits overrides at "," and "=".
 _PLAIN = re.compile(r"[a-z0-9_.\-]+")
+_BATCH = 2048  # tokens: llama-server's default, which bounds -ub
+# Names no tensor. Without any override llama.cpp computes on several cards in a pipeline, which
+# takes memory that no ledger has.
+_NOTHING = "^$"
 _OUTPUT, _EMBEDDING = "output.weight", "token_embd.weight"
 
 
@@ -31,7 +36,7 @@ class Layout:
     """Where llama.cpp is to put a model's tensors."""
 
     gpu_layers: int  # of the last ones, the output counted as one
-    split: tuple[int, ...]  # of them, on each card
+    split: tuple[int, ...]  # of them, on each card of the machine, if it has several
     host: tuple[str, ...]  # expressions for what stays on the host all the same
 
 
@@ -80,20 +85,22 @@ def layout(plan: Plan) -> Layout:
 
     Raises:
         PlanError: the plan has no places, or such as llama.cpp cannot be told of.
+        ProfileError: its machine is none.
     """
     places = {name: entry.device for name, entry in plan.tensors.items()}
     if None in places.values():
         raise PlanError("the plan says nothing of places: plan for a machine (--vram, --ram)")
     layers = _layers({name: str(place) for name, place in places.items()})
-    cards = sorted({place for place in layers if place != HOST}, key=_number)
-    if layers != sorted(layers, key=_number) or cards != [f"gpu{i}" for i in range(len(cards))]:
+    if layers != sorted(layers, key=_number):
         raise PlanError(
             f"the plan's layers are at {', '.join(dict.fromkeys(layers))}, in this order; "
             "llama.cpp fills the host first and then the cards: plan again"
         )
+    # Untold, llama.cpp uses all cards there are, those without a layer in the plan, too.
+    split = tuple(layers.count(f"gpu{index}") for index in range(_cards(plan, layers)))
     return Layout(
         gpu_layers=sum(place != HOST for place in layers),
-        split=tuple(layers.count(card) for card in cards) if len(cards) > 1 else (),
+        split=split if len(split) > 1 and any(split) else (),
         host=tuple(expressions(_kept_back(plan, layers))),
     )
 
@@ -104,20 +111,27 @@ def server_arguments(plan: Plan, file: str) -> list[str]:
     Its cache of earlier prompts, 8 GiB of the host's memory, is left out: no ledger has it.
 
     Raises:
-        PlanError: see `layout`; or the plan was made for no context.
+        PlanError, ProfileError: see `layout`; or the plan was made for no context.
     """
-    if not plan.context:
-        raise PlanError("the plan says nothing of a context: plan for a machine (--vram, --ram)")
-    where, defaults = layout(plan), ContextOptions()
-    context = {**vars(defaults), **plan.context}
-    words = ["llama-server", "-m", file, "-c", context["n_ctx"], "-np", context["n_seq"]]
-    words += ["-ub", context["n_ubatch"], "-ctk", context["type_k"], "-ctv", context["type_v"]]
+    where, context = layout(plan), _context(plan)
+    words = ["llama-server", "-m", file, "-c", context.n_ctx, "-np", context.n_seq]
+    words += ["-b", context.n_ubatch] if context.n_ubatch > _BATCH else []
+    words += ["-ub", context.n_ubatch, "-ctk", context.type_k, "-ctv", context.type_v]
     words += ["-fa", "on", "-fit", "off", "-cram", 0, "-ngl", where.gpu_layers]
     if where.split:
         words += ["-ts", ",".join(map(str, where.split))]
-    if where.host:
-        words += ["-ot", ",".join(f"{each}=CPU" for each in where.host)]
-    return [str(word) for word in words]
+    if where.host or where.split:
+        words += ["-ot", ",".join(f"{each}=CPU" for each in where.host or (_NOTHING,))]
+    return list(map(str, words))
+
+
+def _context(plan: Plan) -> ContextOptions:
+    if not plan.context:
+        raise PlanError("the plan says nothing of a context: plan for a machine (--vram, --ram)")
+    try:
+        return ContextOptions(**plan.context)
+    except (TypeError, EngineError) as error:
+        raise PlanError(f"the plan's context is none: {error}") from error
 
 
 def expressions(names: Iterable[str]) -> list[str]:
@@ -156,11 +170,19 @@ def _escaped(name: str) -> str:
 def _layers(places: dict[str, str]) -> list[str]:
     """The place of each block, and last that of the output."""
     placed = [Placed(name, "", 0, 0, place) for name, place in places.items()]
-    blocks = [tensor.block for tensor in placed if tensor.block is not None]
-    found = list(homes(placed, max(blocks, default=-1) + 1))
+    last = max((tensor.block for tensor in placed if tensor.block is not None), default=-1)
+    if last >= len(placed):
+        raise PlanError(f"the plan has {len(placed)} tensors, one of them in block {last}")
+    found = list(homes(placed, last + 1))
     output = places.get(_OUTPUT, places.get(_EMBEDDING, HOST))
     # llama.cpp computes the output where the last blocks are; its weights may stay on the host.
     return [*found, output if output != HOST or not found else found[-1]]
+
+
+def _cards(plan: Plan, layers: list[str]) -> int:
+    """How many cards the plan's machine has."""
+    known = Profile.from_dict(plan.machine, "the plan's machine").cards if plan.machine else ()
+    return max(len(known), 1 + max(map(_number, layers)))
 
 
 def _kept_back(plan: Plan, layers: list[str]) -> list[str]:

@@ -7,21 +7,24 @@ from dataclasses import replace
 
 from gemcut.quantize.outcome import Gain, Outcome, Point, Task
 from gemcut.quantize.search import GAP, ROUGH, Search
-from gemcut.runtime.program import LOSS, SIZE, Aim, Option, Solution, place, solve
+from gemcut.runtime.program import LOSS, SIZE, Aim, Solution, place, placed, solve
 
 _STEPS = (64.0, 16.0, 4.0, 0.25, 0.0625)  # prices, in that of the knee
 _SIZE_STEPS = (1.0, 4.0, 16.0)  # the like for a byte: where less is slower, it still is less
+_NOTHING = 1e-18  # nats that a byte is worth where of equal losses the smaller file is wanted
+_NONE = 1e-9  # nats
 _ALIKE = 2e-3  # relative difference of sizes
 _GIGABYTE = 10**9
 _MORE_CONTEXT = 16 << 10
+_CONTEXT = "16k more context, same file"
 _THREADS = 2
 
 
-def with_alternatives(search: Search, outcome: Outcome, aim: Aim) -> Outcome:
+def with_alternatives(search: Search, outcome: Outcome, chosen: Solution, aim: Aim) -> Outcome:
     """The outcome with its frontier, and with what a little more of everything would bring.
 
     Args:
-        aim: what the chosen one minimises.
+        chosen: the outcome's choice, and the aim that it minimises.
     """
     smallest = search.rough(SIZE)
     aims = [("balance", search.priced(search.price))]
@@ -29,7 +32,9 @@ def with_alternatives(search: Search, outcome: Outcome, aim: Aim) -> Outcome:
     aims += [("", each) for each in _by_size(smallest, search.best)]
     aims = [(label, each) for label, each in aims if label != outcome.chosen.label]
     with ThreadPoolExecutor(_THREADS) as pool:
-        gains = pool.map(lambda more: _gain(aim, *more), _more(search.task))
+        gains = list(pool.map(lambda more: _gain(aim, *more), _more(search.task)))
+        if search.machine:
+            gains.append(_longer(search.task, chosen))
         solutions = pool.map(search.rough, [each for _, each in aims])
         found = [(label, s) for (label, _), s in zip(aims, solutions, strict=True) if s]
     found += [("speed" if search.machine else "default range", search.fastest)]
@@ -37,7 +42,8 @@ def with_alternatives(search: Search, outcome: Outcome, aim: Aim) -> Outcome:
     found += [("smallest", smallest)] if smallest else []
     points = [search.report.point(s, label) for label, s in found]
     points = [point for point in points if point.label != outcome.chosen.label]
-    frontier = _apart([*points, _lossless(search), outcome.chosen])
+    points += [point for point in [_lossless(search), outcome.chosen] if point]
+    frontier = _apart(points)
     return replace(outcome, frontier=frontier, gains=tuple(gain for gain in gains if gain))
 
 
@@ -49,22 +55,16 @@ def _by_size(smallest: Solution | None, best: Solution) -> list[Aim]:
     return [Aim(loss=1, size=price * step) for step in _SIZE_STEPS]
 
 
-def _lossless(search: Search) -> Point:
-    """Every tensor as it is in the source, whether that fits or not."""
-    items = tuple(
-        replace(item, options=(_exact(item.options),), parts=()) for item in search.problem.items
-    )
-    problem = replace(search.problem, items=items, aim=search.axis)
-    if found := solve(problem, ROUGH):
+def _lossless(search: Search) -> Point | None:
+    """A file that loses nothing, whether it fits or not; None: rules or types do not allow one."""
+    problem = replace(search.problem, aim=Aim(loss=1, size=_NOTHING), rough=True)
+    if (found := solve(problem, ROUGH)) and found.loss <= _NONE:
         return search.report.point(found, "lossless")
-    found = solve(replace(problem, room=(math.inf,) * len(problem.room)), ROUGH)
-    assert found is not None, "without limits everything fits"
-    point = search.report.point(found, "lossless")
+    free = solve(replace(problem, room=(math.inf,) * len(problem.room)), ROUGH)
+    if free is None or free.loss > _NONE:
+        return None
+    point = search.report.point(free, "lossless")
     return replace(point, fits=False, decode=None, prefill=None)
-
-
-def _exact(options: tuple[Option, ...]) -> Option:
-    return min(options, key=lambda option: (option.loss, option.padded, option.size))
 
 
 def _apart(points: Iterable[Point]) -> tuple[Point, ...]:
@@ -81,7 +81,7 @@ def _apart(points: Iterable[Point]) -> tuple[Point, ...]:
 
 
 def _more(task: Task) -> list[tuple[str, Task]]:
-    """What more one could have: memory, context, or a larger file."""
+    """What more one could have: memory, or a larger file."""
     found, machine, request = [], task.machine, task.request
     if request.size is not None:
         larger = replace(request, size=request.size + _GIGABYTE)
@@ -96,9 +96,15 @@ def _more(task: Task) -> list[tuple[str, Task]]:
     if machine.host.memory:
         host = replace(machine.host, memory=machine.host.memory + _GIGABYTE)
         found.append(("1 GB more RAM", replace(task, machine=replace(machine, host=host))))
-    longer = replace(task.context, n_ctx=task.context.n_ctx + _MORE_CONTEXT)
-    found.append(("16k more context", replace(task, context=longer)))
     return found
+
+
+def _longer(task: Task, chosen: Solution) -> Gain | None:
+    """The same file with more context; None: then it no longer fits."""
+    longer = replace(task.context, n_ctx=task.context.n_ctx + _MORE_CONTEXT)
+    search = Search(replace(task, context=longer))
+    found = placed(search.problem, chosen)
+    return None if found is None else Gain(_CONTEXT, search.report.point(found, _CONTEXT))
 
 
 def _gain(aim: Aim, what: str, more: Task) -> Gain | None:

@@ -58,9 +58,15 @@ class Intent:
 
         Args:
             trained: tokens that the model was made for, if that is known.
+
+        Raises:
+            UsageError: fewer tokens than sequences.
         """
+        tokens = self.context or min(CONTEXT, trained or CONTEXT)
+        if tokens < self.parallel:
+            raise UsageError(f"a context of {tokens} tokens for {self.parallel} sequences")
         return ContextOptions(
-            n_ctx=self.context or min(CONTEXT, trained or CONTEXT),
+            n_ctx=tokens,
             n_ubatch=self.ubatch,
             n_seq=self.parallel,
             type_k=self.type_k,

@@ -105,9 +105,12 @@ class Builder:
             if all(f"{name}#{part}" in known for part in PARTS) and not request.plain
         }
         names = [tensor.name for tensor in model.tensors]
-        apart = [part for parts in self.fused.values() for part in parts]
-        self.rules = rules_of(request.rules, [*names, *apart])
+        apart = {part: name for name, parts in self.fused.items() for part in parts}
+        fixed = {tensor.name for tensor in model.tensors if tensor.kept or not tensor.quantizable}
+        self.rules = rules_of(request.rules, [*names, *apart], fixed, apart)
         self.blocks = max((block_of(name) or 0 for name in names), default=0) + 1
+        if self.blocks > len(names) + 1:
+            raise PlanError(f"{len(names)} tensors, one of them in block {self.blocks - 1}")
         self.tied = "output.weight" not in names
         self.ways: dict[tuple[str, str, bool], Way] = {}
 
@@ -118,18 +121,24 @@ class Builder:
             PlanError: a rule is about no tensor, or a tensor is left without any type or place.
             SensitivityError: a tensor was not measured.
         """
-        items = tuple(self._tensor(tensor) for tensor in self.model.tensors)
+        items = tuple(item for tensor in self.model.tensors for item in self._tensor(tensor))
         return Choices(items, self.ways, self.fused)
 
-    def _tensor(self, tensor: Tensor) -> Item:
+    def _tensor(self, tensor: Tensor) -> tuple[Item, ...]:
+        """Its item; or of a fused one those of its parts, if a rule is about one of them alone."""
         if tensor.name not in self.fused:
-            return self._item(tensor, tensor.name, tensor.name)
+            return (self._item(tensor, tensor.name, tensor.name),)
         parts = tuple(
             self._item(tensor, name, f"{tensor.name}#{part}", len(PARTS))
             for name, part in zip(self.fused[tensor.name], PARTS, strict=True)
         )
-        whole = self._item(tensor, tensor.name, tensor.name)
-        return replace(whole, parts=parts)
+        if any(self._ruled(part.name) != self._ruled(tensor.name) for part in parts):
+            return parts
+        return (replace(self._item(tensor, tensor.name, tensor.name), parts=parts),)
+
+    def _ruled(self, name: str) -> tuple[tuple[str, ...], str | None]:
+        rule = self.rules.get(name, Rule(name))
+        return rule.types, rule.device
 
     def _item(self, tensor: Tensor, name: str, key: str, share: int = 1) -> Item:
         """One tensor, or one of the `share` parts of it that `key` stands for."""
@@ -146,18 +155,23 @@ class Builder:
             tuple(options),
             block=self._block(name),
             roams=is_routed(name) and self.roams,
-            copied=is_lookup and self._block(name) is not None,
+            copied=is_lookup and self._block(name) == self.blocks,
             width=width[0] if width else None,
             places=self._places(name),
         )
 
     def _block(self, name: str) -> int | None:
-        """The output counts as one more block; tables are looked up on the host."""
+        """The output counts as one more block; tables are looked up on the host.
+
+        A rule may leave an output's weights on the host without its block; those that are the
+        embedding's, too, llama.cpp would hold there twice.
+        """
         if (block := block_of(name)) is not None:
             return block
-        if role_of(name).is_lookup and not (name == "token_embd.weight" and self.tied):
+        if name == "output.weight" and name in self.rules and self.rules[name].device == HOST:
             return None
-        return self.blocks
+        is_output = name == "token_embd.weight" and self.tied
+        return None if role_of(name).is_lookup and not is_output else self.blocks
 
     def _places(self, name: str) -> frozenset[int] | None:
         device = self.rules[name].device if name in self.rules else None
@@ -201,9 +215,10 @@ class Builder:
 
     def _allowed(self, tensor: Tensor, name: str, ways: list[Way]) -> list[Way]:
         """Within rules and floors; of what these leave open, within the types and limits."""
-        rule, floor = self.rules.get(name, Rule(name)), self.request.floor(name)
-        if floor is not None:
-            ways = [way for way in ways if ggml.type_named(way.type).bpw >= floor.bpw]
+        rule = self.rules.get(name, Rule(name))
+        for each in {name, tensor.name}:  # of a part its own, and that of the whole
+            if floor := self.request.floor(each):
+                ways = [way for way in ways if ggml.type_named(way.type).bpw >= floor.bpw]
         if rule.types:
             return [way for way in ways if way.type in rule.types]
         if self.request.types is not None:

@@ -206,7 +206,7 @@ class Reporter:
             self.places[chosen.place] or None,
             way.padded_to,
             way.tensor != name,
-            error=way.error.mean if way.error and self.task.sensitivity else None,
+            error=_rounded(way.error.mean) if way.error and self.task.sensitivity else None,
         )
 
     def _predicted(self, point: Point, solution: Solution) -> dict[str, Any]:

@@ -22,4 +22,4 @@ def plan_model(task: Task, alternatives: bool = True) -> Outcome:
     label = task.request.preference
     chosen = search.report.point(solution, label)
     outcome = Outcome(search.report.plan(solution), chosen, notes=tuple(search.notes))
-    return with_alternatives(search, outcome, aim) if alternatives else outcome
+    return with_alternatives(search, outcome, solution, aim) if alternatives else outcome

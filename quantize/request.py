@@ -104,19 +104,32 @@ def parse_rule(text: str) -> Rule:
     return Rule(pattern.strip(), types, places[0] if places else None)
 
 
-def rules_of(rules: Collection[Rule], names: Collection[str]) -> dict[str, Rule]:
+def rules_of(
+    rules: Collection[Rule],
+    names: Collection[str],
+    fixed: Collection[str] = (),
+    wholes: Mapping[str, str] | None = None,
+) -> dict[str, Rule]:
     """For every tensor that a rule is about, what all its rules leave: types and a place.
+
+    Args:
+        fixed: of the names those whose types cannot be chosen; types are for the others.
+        wholes: of the names those of parts, with that of the tensor which holds them; a rule about
+            it is one about them.
 
     Raises:
         PlanError: a rule is about no tensor, or rules leave nothing.
     """
     found: dict[str, Rule] = {}
+    called = {name: {name, (wholes or {}).get(name, name)} for name in names}
     for rule in rules:
-        matched = [name for name in names if fnmatchcase(name, rule.pattern)]
+        matched = [n for n in names if any(fnmatchcase(c, rule.pattern) for c in called[n])]
         if not matched:
             raise PlanError(
                 f"rule {rule}: no tensor has such a name; see `gemcut inspect` for the names"
             )
+        if rule.types and all(name in fixed for name in matched):
+            raise PlanError(f"rule {rule}: {matched[0]} and the like are never cut")
         for name in matched:
             found[name] = _both(found[name], rule, name) if name in found else rule
     return found

@@ -33,7 +33,7 @@ class Search:
     """One task, with its choices and solutions."""
 
     def __init__(self, task: Task) -> None:
-        """Build the choices. Raises PlanError, SensitivityError."""
+        """Build the choices. Raises BudgetError, PlanError, SensitivityError."""
         self.task, self.machine = task, task.machine
         self.notes: list[str] = []
         self.sensitivity = task.sensitivity or prior_sensitivity(task.model, task.weighted)
@@ -45,6 +45,8 @@ class Search:
         self.needs = fixed(task.model.metadata, task.context) if self.machine else None
         # A machine without RAM to plan with: what has to be on the host is there, and nothing else.
         self.all_on_cards = bool(self.machine and not self.machine.host.memory)
+        if self.all_on_cards and self.machine and not self.machine.cards:
+            raise BudgetError("no RAM and no card: give --vram, or more --ram")
         self.choices = self._build()
         self.report = Reporter(
             task, self.sensitivity, self.choices, self.shares, self.places, self.needs
@@ -233,4 +235,7 @@ class Search:
         beside = 0
         if self.task.request.size is not None and (least := self.rough(SIZE)):
             beside = self._file_size(least) - least.size + _SPARE
-        return BudgetError(binding(self.bounded, self.machine, beside))
+        request, model = self.task.request, self.task.model
+        weights = None if request.bpw is None else model.weights
+        expected = self.task.rescale.expected
+        return BudgetError(binding(self.bounded, self.machine, beside, weights, expected))

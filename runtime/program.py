@@ -169,9 +169,14 @@ def _at_home(problem: Problem) -> list[int]:
 
 def place(problem: Problem, solution: Solution) -> Solution:
     """The same options where they take the least time."""
-    items = tuple(_fixed(problem.items, solution.chosen))
-    found = solve(replace(problem, items=items, aim=SECONDS, loss=math.inf))
+    found = placed(problem, solution)
     return solution if found is None else replace(found, gap=solution.gap)
+
+
+def placed(problem: Problem, solution: Solution) -> Solution | None:
+    """The options of a solution where they take the least time in another problem, if they fit."""
+    items = tuple(_fixed(problem.items, solution.chosen))
+    return solve(replace(problem, items=items, aim=SECONDS, loss=math.inf))
 
 
 def _fixed(items: tuple[Item, ...], chosen: Mapping[str, Chosen]) -> Iterator[Item]:

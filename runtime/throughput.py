@@ -6,6 +6,7 @@ is computed ubatch by ubatch; a card computes with the host's experts, too, and 
 those that the ubatch hits. Nothing overlaps: places take turns, as in llama.cpp.
 """
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,9 @@ def active_shares(metadata: Mapping[str, Value], names: Collection[str]) -> dict
         key: _largest(metadata.get(f"{architecture}.{key}"))
         for key in ("block_count", "nextn_predict_layers", "expert_count", "expert_used_count")
     }
-    experts, trunk = number["expert_count"], number["block_count"] - number["nextn_predict_layers"]
+    # Of a model whose blocks nobody counted all tensors are read.
+    experts, blocks = number["expert_count"], number["block_count"] or math.inf
+    trunk = blocks - number["nextn_predict_layers"]
     used = number["expert_used_count"] / experts if experts else 1.0
     tied = _OUTPUT not in names
 

@@ -123,9 +123,11 @@ def test_the_next_file_starts_from_what_is_there(model, effort, folder, planned,
     assert folder == api.chain_folder(output)
 
     def run(**options) -> Plan:
-        return api.quantize_measured(
+        plan, files = api.quantize_measured(
             model, output, planner, effort, progress=lambda what, *_: seen.add(what), **options
         )
+        assert files == {output: output.stat().st_size}
+        return plan
 
     first = run(keep=True)
     assert (folder / "q8_0.gguf").exists()
@@ -137,6 +139,7 @@ def test_the_next_file_starts_from_what_is_there(model, effort, folder, planned,
     assert (MEASURED,) == Plan.read(folder / "plan.json").measured
     with GGUFFile(output) as file:
         assert "measured" not in file.get(METADATA_KEY)
+        assert file.get("quantize.imatrix.digest")
     assert KEPT | {"plan.json"} == {path.name for path in folder.iterdir()}
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gemcut import api
 from gemcut.api import Target
 from gemcut.engine import ContextOptions
-from gemcut.errors import PlanError
+from gemcut.errors import GemcutError, PlanError
 from gemcut.gguf_file import GGUFFile
 from gemcut.plan import Entry, Plan
 from gemcut.quantize import stock
@@ -202,6 +202,43 @@ def test_without_a_card_nothing_is_offloaded(model):
     assert (found.gpu_layers, found.split, found.host) == (0, (), ())
 
 
+def test_all_cards_of_the_machine_are_told_of(model):
+    """llama.cpp would divide layers over all that it sees."""
+    first, second = (
+        layout(planned(model, f"*norm.weight={card}", machine="rtx-4070+rtx-4070"))
+        for card in ("gpu0", "gpu1")
+    )
+
+    assert (first.split, second.split) == ((7, 0), (0, 7))
+
+
+def test_a_long_ubatch_is_a_long_batch(model):
+    """Which llama-server would cut it to."""
+    plan = planned(model)
+    longer = replace(plan, context={**plan.context, "n_ubatch": 4096})
+
+    assert "-b" not in server_arguments(plan, "m.gguf")
+    assert "-b 4096 -ub 4096" in " ".join(server_arguments(longer, "m.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda p: replace(p, context={"n_ctx": "x"}), "context is none"),
+        (lambda p: replace(p, context={"x": 1}), "context is none"),
+        (lambda p: replace(p, machine={**p.machine, "cards": 3}), "not a machine profile"),
+        (
+            lambda p: replace(p, tensors={"blk.999999999.x.weight": Entry("f32", device="cpu")}),
+            "1 tensors, one of them in block 999999999",
+        ),
+    ],
+)
+def test_a_damaged_plan_has_no_command_line(model, damage, words):
+    """Plans are files, which may hold anything."""
+    with pytest.raises(GemcutError, match=words):
+        server_arguments(damage(planned(model)), "m.gguf")
+
+
 def test_places_that_llama_cpp_cannot_be_told_of_are_refused(model):
     """Layers out of order, or a tensor on another card than its layer."""
     plan = planned(model)
@@ -246,6 +283,8 @@ SPLITS = {
     "one kind of experts on the host": (["blk.*.ffn_down_exps.weight=cpu"], 1),
     "a block on the host": (["blk.0.*=cpu"], 1),
     "two cards": (["blk.0.*=gpu0", "blk.1.*=gpu1", "blk.0.ffn_down_exps.weight=gpu0"], 2),
+    "only the second of two cards": (["blk.*=gpu1", "output_norm.weight=gpu1"], 2),
+    "only the first of two cards": (["blk.*=gpu0", "output_norm.weight=gpu0"], 2),
     "two cards and the host": (
         ["blk.0.attn_*=cpu", "blk.1.attn_*=gpu0", "output_norm.weight=gpu1"],
         2,

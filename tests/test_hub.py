@@ -542,7 +542,7 @@ def test_the_room_for_the_result_comes_first(server, place, tmp_path):
     model = open_model(Checkpoint(open_repository(place())))
     server.requests.clear()
 
-    with pytest.raises(OutputError, match="a.gguf: cannot be written: No such file or directory"):
+    with pytest.raises(OutputError, match="a.gguf: cannot be written: make the folder"):
         api.convert_checkpoint(model, tmp_path / "none" / "a.gguf")
     assert [] == server.fetched()
 

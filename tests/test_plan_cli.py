@@ -2,8 +2,10 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gemcut import api
@@ -12,6 +14,7 @@ from gemcut.gguf_file import GGUFFile
 from gemcut.plan import Measured, Plan
 from gemcut.quantize.export import tensor_types
 from gemcut.quantize.planner import plan_model
+from gemcut.quantize.statistics import Entry, Statistics, write_statistics
 from tests import checkpoints
 from tests.test_cli import refused, run
 
@@ -193,6 +196,59 @@ def test_scored_files_correct_the_prediction(checkpoint: Path, plan_file: Path, 
     assert found["chosen"]["kld"] == pytest.approx(3 * kld, rel=0.01)
     line = refused(run("plan", checkpoint, *MACHINE, "--validated", plan_file))
     assert "its file was not scored" in line
+
+
+def test_only_what_was_predicted_alike_corrects(checkpoint: Path, plan_file: Path, tmp_path: Path):
+    """Not a file of another model; and one of another sensitivity says nothing."""
+    path, plan = tmp_path / "s.json", Plan.read(plan_file)
+    plan = plan.holding(Measured(1.0, 0.0, plan.predicted["kld"], "", 8, "q8_0"))
+    arguments = ["plan", checkpoint, *MACHINE, "--validated", path, "--json"]
+
+    replace(plan, sources={**plan.sources, "model": "0" * 64}).write(path)
+    assert "s.json: its file was cut from another source" in refused(run(*arguments))
+
+    replace(plan, sources={**plan.sources, "sensitivity": "0" * 64}).write(path)
+    found = run(*arguments)
+    assert "by another sensitivity, so it corrects nothing" in found.stderr
+    assert json.loads(found.stdout)["chosen"]["kld"] < 0.1
+
+
+def test_a_plan_of_other_sources_is_told_of(checkpoint: Path, plan_file: Path, tmp_path: Path):
+    """Its types fit; its predictions are another checkpoint's, or another importance's."""
+    path, plan = tmp_path / "p.json", Plan.read(plan_file)
+    arguments = ["quantize", checkpoint, "-o", tmp_path / "m.gguf", "--plan", path, "--dry-run"]
+    told = {
+        "the plan was made from another source": {"model": "0" * 64},
+        "is cut with an importance matrix: give --imatrix": {"imatrix": "0" * 64},
+    }
+
+    for words, changed in told.items():
+        replace(plan, sources={**plan.sources, **changed}).write(path)
+        result = run(*arguments)
+        assert result.exit_code == 0
+        assert words in result.stderr
+    plan.write(path)
+    assert "the plan was made" not in run(*arguments).stderr
+
+
+@pytest.mark.parametrize("what", [["--type", "q4_0"], ["--size", "4500000"]])
+def test_a_file_cut_with_importance_says_so_and_keeps_its_size(
+    checkpoint: Path, tmp_path: Path, what: list[str]
+):
+    """The keys take bytes, which the planner counts."""
+    output, imatrix = tmp_path / "m.gguf", tmp_path / "i.gguf"
+    name = "blk.0.attn_q.weight"
+    entry = Entry(np.ones((1, 256), np.float32), np.full(1, 8, np.float32))
+    write_statistics(imatrix, Statistics({name: entry}, ("a" * 2000,), 8, 512))
+    arguments = ["quantize", checkpoint, "-o", output, *what, "--imatrix", imatrix]
+
+    result = run(*arguments, "--json")
+
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["size"] == output.stat().st_size
+    assert what[0] == "--type" or 4_490_000 < output.stat().st_size <= 4_500_000
+    with GGUFFile(output) as file:
+        assert file.get("quantize.imatrix.digest")
 
 
 WRONG = [

@@ -11,6 +11,7 @@ from gemcut.api.cutting import (
     FLOAT_TYPES,
     Target,
     convert_checkpoint,
+    differences,
     load_importance,
     make_plan,
     planned_files,
@@ -25,7 +26,7 @@ from gemcut.api.measuring import (
     missing_importance,
     probing,
 )
-from gemcut.api.planning import make_task
+from gemcut.api.planning import make_task, measured_of
 from gemcut.api.running import evaluate, load
 from gemcut.api.sources import families, inspect_source, open_source
 from gemcut.api.validating import record, validate
@@ -39,6 +40,7 @@ __all__ = [
     "chain_folder",
     "collect_importance",
     "convert_checkpoint",
+    "differences",
     "evaluate",
     "families",
     "inspect_source",
@@ -48,6 +50,7 @@ __all__ = [
     "make_task",
     "measure_chain",
     "measure_sensitivity",
+    "measured_of",
     "merge_importance",
     "missing_importance",
     "open_source",

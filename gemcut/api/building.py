@@ -7,11 +7,12 @@ from pathlib import Path
 
 from gemcut.api.base import counted, remove_base
 from gemcut.api.chain import PLAN, Effort, Measurements, StageProgress, measure_chain
-from gemcut.api.cutting import Target, quantize_model
+from gemcut.api.cutting import Target, planned_files, quantize_model
 from gemcut.convert.model import Model
 from gemcut.outputs import check_outputs
 from gemcut.plan import Plan
-from gemcut.quantize.writer import Tell
+from gemcut.quantize.statistics import read_statistics
+from gemcut.quantize.writer import Tell, carrying
 
 Planner = Callable[[Measurements], Plan]
 
@@ -31,13 +32,16 @@ def quantize_measured(
     keep: bool = False,
     progress: StageProgress | None = None,
     tell: Tell | None = None,
-) -> Plan:
+) -> tuple[Plan, dict[Path, int]]:
     """Measure a model, plan a file of it, and write it.
 
     Args:
         planner: makes the plan out of what was measured.
         restart: throw away what was interrupted; what is finished is used all the same.
         keep: leave the temporary Q8_0, as the reference of a validation.
+
+    Returns:
+        The plan, and the files, the one to load first, with their sizes in bytes.
 
     Raises:
         UsageError: no measurement takes so few minutes.
@@ -49,7 +53,7 @@ def quantize_measured(
     check_outputs([output], [*model.files, *effort.texts])
     folder = chain_folder(output)
     found = measure_chain(model, folder, effort, restart, progress, tell)
-    plan = planner(found)
+    plan, model = planner(found), carrying(model, read_statistics(found.imatrix))
     replace(plan, measured=found.measured).write(folder / PLAN)
     stage = partial(progress, output.name) if progress else None
     quantize_model(
@@ -65,4 +69,4 @@ def quantize_measured(
     )
     if not keep:
         remove_base(folder)
-    return plan
+    return plan, planned_files(model, plan, output, split_size)

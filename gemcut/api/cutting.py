@@ -1,10 +1,10 @@
 """From a source and a target to a plan and to files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemcut.api.planning import plan_types
+from gemcut.api.planning import is_source, plan_types
 from gemcut.convert.model import Model
 from gemcut.engine import default_threads
 from gemcut.errors import PlanError
@@ -12,9 +12,10 @@ from gemcut.gguf_layout import file_size
 from gemcut.outputs import check_outputs
 from gemcut.plan import Plan
 from gemcut.quantize import choose, stock
+from gemcut.quantize.identity import digest
 from gemcut.quantize.importance import Importance, importance_for
 from gemcut.quantize.request import Request
-from gemcut.quantize.statistics import read_statistics
+from gemcut.quantize.statistics import Statistics, read_statistics
 from gemcut.quantize.writer import Tell, files, metadata, write_model
 
 Progress = Callable[[int], None]  # told how much was just done
@@ -51,6 +52,23 @@ def make_plan(model: Model, target: Target, importance: Importance | None = None
     if stock.canonical(target.type) and not target.pure:
         return choose.plan_stock(model, target.type, weighted)
     return choose.plan_uniform(model, target.type, target.fallback, weighted)
+
+
+def differences(model: Model, plan: Plan, statistics: Statistics | None) -> Iterator[str]:
+    """Lines on what a plan was made from and is applied to, where these are not the same.
+
+    Its types fit all the same; what it predicts may not hold.
+
+    Args:
+        statistics: of the importance that the file is cut with.
+    """
+    imatrix = plan.sources.get("imatrix")
+    if not is_source(model, plan):
+        yield "the plan was made from another source: its types fit, what it predicts may not hold"
+    if imatrix and statistics is None:
+        yield "the plan was made for a file that is cut with an importance matrix: give --imatrix"
+    elif imatrix and statistics and imatrix != digest(statistics):
+        yield "the plan was made with another importance matrix than the file is cut with"
 
 
 def planned_size(model: Model, plan: Plan) -> int:

@@ -8,24 +8,13 @@ from rich import box
 from rich.table import Table
 
 from gemcut.cli.common import as_json, downloads, print_json, print_table, reading_options
+from gemcut.cli.outcome import role as title_of
 from gemcut.errors import printable
 from gemcut.sizes import format_size
 
 if TYPE_CHECKING:  # the library is loaded when the command runs
     from gemcut.inspection import Inspection, Part
     from gemcut.kv_summary import CacheSummary
-
-_ROLES = {
-    "experts": "experts gate, up",
-    "experts_gate_up": "experts gate+up",
-    "experts_down": "experts down",
-    "shared": "shared experts",
-    "dense": "dense FFN",
-    "attention_output": "attention output",
-    "per_layer_embedding": "per-layer embd.",
-    "per_layer": "per-layer inputs",
-    "norm": "norms, scales",
-}
 
 
 @click.command("inspect")
@@ -144,7 +133,7 @@ def _template(template: Any) -> str:
 def _lattice(found: "Inspection") -> str:
     from gemcut.lattice import CLAIMED
 
-    on = [_role(role) for role, share in sorted(found.lattice.items()) if share >= CLAIMED]
+    on = [title_of(role) for role, share in sorted(found.lattice.items()) if share >= CLAIMED]
     if not found.lattice:
         return "not looked for: the weights are quantized"
     return f"on a Q4_0 lattice (QAT): {', '.join(on)}" if on else "on no Q4_0 lattice"
@@ -172,7 +161,7 @@ def _misfits(found: "Inspection") -> Iterator[str]:
         for columns in sorted(part.rows):
             if columns % 256 and columns >= 32:  # shorter ones are small filters, never cut
                 widths = misfits.setdefault(_listing(block_sizes(columns)), {})
-                widths.setdefault(columns, []).append(_role(part.role))
+                widths.setdefault(columns, []).append(title_of(part.role))
     for blocks, widths in misfits.items():
         rows = ", ".join(f"{width} ({', '.join(roles)})" for width, roles in widths.items())
         if blocks:
@@ -194,7 +183,7 @@ def _parts(found: "Inspection") -> Table:
         active = _count(part.active) if part.active != part.weights else "all"
         rows = ", ".join(map(str, sorted(part.rows)))
         size = format_size(part.size)
-        table.add_row(_role(part.role), _count(part.weights), active, size, _types(part), rows)
+        table.add_row(title_of(part.role), _count(part.weights), active, size, _types(part), rows)
     return table
 
 
@@ -237,7 +226,7 @@ def _tensors(found: "Inspection") -> Table:
     for role, info in found.tensors:
         shape = " x ".join(map(str, info.shape))
         name = printable(info.name)
-        table.add_row(name, shape, str(info.type), _role(role), format_size(info.nbytes))
+        table.add_row(name, shape, str(info.type), title_of(role), format_size(info.nbytes))
     return table
 
 
@@ -250,10 +239,6 @@ def _table(*columns: str) -> Table:
         justify = "right" if right else "left"
         table.add_column(title.removesuffix(">"), justify=justify, overflow=fold)  # type: ignore[arg-type]
     return table
-
-
-def _role(role: str) -> str:
-    return _ROLES.get(role, role)
 
 
 def _count(number: int) -> str:

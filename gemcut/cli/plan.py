@@ -59,8 +59,8 @@ def command(
 ) -> None:
     """Choose a type and a place for every tensor of SRC: the best file for a machine and a use.
 
-    Nothing of the weights is read and nothing is loaded: all numbers are predicted. A limit that
-    is not given is this machine's.
+    Of the weights a row of each tensor is read, to know the source again, and nothing is loaded:
+    all numbers are predicted. A limit that is not given is this machine's.
     """
     from gemcut.outputs import check_outputs
 
@@ -93,7 +93,7 @@ def _made(
     model = api.open_source(source, fetched=downloads(), **reading)
     for note in model.notes:
         say(note)
-    found, machine = known(asked), machine_for(asked.intent, threads)
+    found, machine = known(asked, model), machine_for(asked.intent, threads)
     request = plainly(asked.intent.request) if plain else asked.intent.request
     made = task(model, asked.intent, found, request, machine)
     return made, outcome_of(made, alternatives=True)

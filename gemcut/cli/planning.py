@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # the library is loaded when the command runs
     from gemcut.convert.model import Model
     from gemcut.plan import Measured, Plan
     from gemcut.profile import Profile
+    from gemcut.quantize.importance import Importance
     from gemcut.quantize.intent import Intent
     from gemcut.quantize.outcome import Outcome, Task
     from gemcut.quantize.request import Request
@@ -127,8 +128,8 @@ class Known:
     measured: Sequence["Measured"] = ()
 
 
-def known(asked: Asked) -> Known:
-    """Read what was measured.
+def known(asked: Asked, model: "Model") -> Known:
+    """Read what was measured of a model.
 
     Raises:
         GGUFError, SensitivityError, PlanError: a file is not what it should be.
@@ -136,23 +137,47 @@ def known(asked: Asked) -> Known:
     from gemcut.quantize.statistics import read_statistics
     from gemcut.sensitivity import Sensitivity
 
+    sensitivity = Sensitivity.read(asked.sensitivity) if asked.sensitivity else None
     return Known(
         read_statistics(asked.imatrix) if asked.imatrix else None,
-        Sensitivity.read(asked.sensitivity) if asked.sensitivity else None,
-        measured_in(asked),
+        sensitivity,
+        measured_in(asked, model, sensitivity),
     )
 
 
-def measured_in(asked: Asked) -> list["Measured"]:
-    """What the plans of scored files say. Raises PlanError: one says nothing."""
+def measured_in(
+    asked: Asked, model: "Model", sensitivity: "Sensitivity | None"
+) -> list["Measured"]:
+    """What the plans of scored files say. Raises PlanError: one says nothing of this model."""
+    from gemcut import api
     from gemcut.errors import PlanError
     from gemcut.plan import Plan
 
-    plans: dict[Path, Plan] = {path: Plan.read(path) for path in asked.validated}
-    for path, plan in plans.items():
-        if not plan.measured:
-            raise PlanError(f"{path}: its file was not scored: `gemcut quantize --validate` does")
-    return [one for plan in plans.values() for one in plan.measured]
+    found: list[Measured] = []
+    for path in asked.validated:
+        plan = Plan.read(path)
+        try:
+            measured = api.measured_of(model, plan, sensitivity)
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from error
+        if not measured:
+            say(f"{path}: was predicted by another sensitivity, so it corrects nothing here")
+        found += measured
+    return found
+
+
+def weighted(model: "Model", found: Known) -> "tuple[Model, Importance | None]":
+    """The model, which then says which importance it is cut with, and that importance."""
+    from gemcut import api
+    from gemcut.quantize.importance import importance_for
+    from gemcut.quantize.writer import carrying
+
+    if found.statistics is None:
+        return model, None
+    importance = importance_for(found.statistics, model.tensors)
+    if line := api.missing_importance(model, importance):
+        say(line)
+    return carrying(model, found.statistics), importance
 
 
 def task(
@@ -244,9 +269,9 @@ def described(plan: "Plan") -> str:
     said = plan.predicted
     text = f"planned: {format_size(plan.size)} of tensors, {plan.bpw:.2f} bits per weight"
     if kld := said.get("kld_expected"):
-        text += f"; predicted: KL divergence {kld:.3g} ±{said['kld_se'] / kld:.0%}"
+        text += f"; predicted: KL divergence {kld:.3g} ±{(said.get('kld_se') or 0) / kld:.0%}"
     if said.get("decode"):
-        text += f", {said['decode']:.3g} tokens/s ±{said['speed_doubt']:.0%}"
+        text += f", {said['decode']:.3g} tokens/s ±{said.get('speed_doubt') or 0:.0%}"
     return text
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the library is loaded when the command runs
     from gemcut.convert.model import Model
     from gemcut.plan import Measured
     from gemcut.profile import Profile
+    from gemcut.quantize.importance import Importance
 
 _MEASURING = "`gemcut quantize --measure` in place of --imatrix and --sensitivity"
 
@@ -133,8 +134,7 @@ def command(
         restart,
         threads,
     )
-    plan = _measured(model, job) if measure else _cut(model, job, read, dry_run)
-    files = api.planned_files(model, plan, output, split_size)
+    plan, files = _measured(model, job) if measure else _cut(model, job, read, dry_run)
     saved = [path for path in (save_plan or plan_file,) if path]
     found = _validated(model, next(iter(files)), plan, job, saved) if validate else None
     if as_json:
@@ -194,23 +194,24 @@ def _planned(model: "Model", job: _Job, found: Known, machine: "Profile | None")
     return plan
 
 
-def _cut(model: "Model", job: _Job, read: list[Path | None], dry_run: bool) -> Plan:
-    """Plan, and write."""
+def _cut(
+    model: "Model", job: _Job, read: list[Path | None], dry_run: bool
+) -> tuple[Plan, dict[Path, int]]:
+    """Plan, and write: the plan, and the files with their sizes."""
     from gemcut import api
     from gemcut.outputs import check_outputs
 
-    importance = api.load_importance(job.asked.imatrix, model)
-    if line := api.missing_importance(model, importance):
-        say(line)
+    found = planning.known(job.asked, model)
+    model, importance = planning.weighted(model, found)
     if job.planned:
-        plan = _planned(model, job, planning.known(job.asked), _machine(job))
+        plan = _planned(model, job, found, _machine(job))
     else:
-        plan = api.make_plan(model, job.target, importance)
+        plan = _given(model, job, found, importance)
     files = api.planned_files(model, plan, job.output, job.split_size)
     check_outputs([*files, job.save_plan], [*read, *model.files])
     _announce(plan, job.save_plan)
     if dry_run:
-        return plan
+        return plan, files
     with bar("quantizing", model.weights) as progress:
         api.quantize_model(
             model,
@@ -223,11 +224,22 @@ def _cut(model: "Model", job: _Job, read: list[Path | None], dry_run: bool) -> P
             job.restart,
             tell=say,
         )
+    return plan, files
+
+
+def _given(model: "Model", job: _Job, found: Known, importance: "Importance | None") -> Plan:
+    """The plan of a type, or one that was made before."""
+    from gemcut import api
+
+    plan = api.make_plan(model, job.target, importance)
+    if job.target.plan:
+        for line in api.differences(model, plan, found.statistics):
+            say(line)
     return plan
 
 
-def _measured(model: "Model", job: _Job) -> Plan:
-    """Measure, plan, and write."""
+def _measured(model: "Model", job: _Job) -> tuple[Plan, dict[Path, int]]:
+    """Measure, plan, and write: the plan, and the files with their sizes."""
     from gemcut import api
     from gemcut.outputs import check_outputs
     from gemcut.quantize.statistics import read_statistics
@@ -237,7 +249,7 @@ def _measured(model: "Model", job: _Job) -> Plan:
     planning.check_budget(planning.task(model, intent, Known(), intent.request, machine))
 
     def planner(found: "Measurements") -> Plan:
-        measured = (*found.measured, *planning.measured_in(job.asked))
+        measured = (*found.measured, *planning.measured_in(job.asked, model, found.sensitivity))
         known = Known(read_statistics(found.imatrix), found.sensitivity, measured)
         plan = _planned(model, job, known, machine)
         _announce(plan, job.save_plan)
