@@ -40,7 +40,7 @@ def main() -> None:
     base = _in_child({"folder": None})
     print(f"interpreter and libraries: {base['memory'] / 1e6:.0f} MB")
     for name in arguments.models:
-        folder = _checkpoint(name)
+        folder = checkpoint(name)
         for kind in arguments.types:
             found = _in_child({"folder": str(folder), "kind": kind, "layers": arguments.layers})
             print(
@@ -97,7 +97,7 @@ def _in_child(arguments: dict[str, object]) -> dict[str, float]:
     return found
 
 
-def _checkpoint(name: str) -> Path:
+def checkpoint(name: str) -> Path:
     folder = FOLDER / f"hollow-{name}"
     if not folder.exists():
         FOLDER.mkdir(parents=True, exist_ok=True)
