@@ -1,13 +1,17 @@
 """Cut a checkpoint with gemcut and with llama-quantize: same bytes? how long, how much memory?
 
-    PEERS=$(bench/peers.sh) python bench/quantize.py [CHECKPOINT] [--types Q4_K_M ...]
+    PEERS=$(bench/peers.sh) python bench/quantize.py [SOURCE] [--types Q4_K_M ...] [--runs 3]
 
 gemcut starts from the checkpoint; llama-quantize from a BF16 GGUF, whose conversion is timed apart
-(by gemcut: llama.cpp's converter needs torch). Whole processes, start-up included.
+(by gemcut: llama.cpp's converter needs torch). A GGUF as SOURCE is what both start from. Whole
+processes, start-up included, in turn; the median of the runs with the smallest and the largest.
+Where other programs are at work, the CPU time says more than the wall's.
 """
 
 import argparse
+import shutil
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from common import CHECKPOINT, FOLDER, GEMCUT, Run, measure, peer
@@ -17,26 +21,50 @@ from gemcut.gguf_file import GGUFFile
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("checkpoint", type=Path, nargs="?", default=CHECKPOINT)
+    parser.add_argument("source", type=Path, nargs="?", default=CHECKPOINT)
     parser.add_argument("--types", nargs="+", default=["Q8_0", "Q6_K", "Q4_K_M", "Q4_0", "IQ4_XS"])
+    parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("-t", "--threads", default="2")
     arguments = parser.parse_args()
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    plain, ours, theirs = (FOLDER / f"{name}.gguf" for name in ("plain", "ours", "theirs"))
-    threads = ["-t", arguments.threads]
-    source = str(arguments.checkpoint)
-    convert = measure([*GEMCUT, "convert", source, "-o", str(plain), *threads])
-    print(f"convert to BF16: {_figures(convert)}")
+    folder = FOLDER / "quantize"
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = arguments.source
+    if plain.is_dir():
+        plain = folder / "plain.gguf"
+        source = str(arguments.source)
+        made = measure([*GEMCUT, "convert", source, "-o", str(plain), "-t", arguments.threads])
+        print(f"convert to BF16: {_figures([made])}")
     for kind in arguments.types:
-        own = measure([*GEMCUT, "quantize", source, "-o", str(ours), "--type", kind, *threads])
-        command = [str(peer("llama-quantize")), str(plain), str(theirs), kind, arguments.threads]
-        other = measure(command)
-        print(f"{kind:8} gemcut         {_figures(own)}")
-        print(f"{'':8} llama-quantize {_figures(other)}; same tensors: {_same(ours, theirs)}")
+        _compare(arguments.source, plain, folder, kind, arguments.threads, arguments.runs)
+    shutil.rmtree(folder)
 
 
-def _figures(run: Run) -> str:
-    return f"{run.wall:7.2f} s wall {run.cpu:7.2f} s CPU {run.memory / 1e6:7.0f} MB resident"
+def _compare(source: Path, plain: Path, folder: Path, kind: str, threads: str, runs: int) -> None:
+    ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
+    own = [*GEMCUT, "quantize", str(source), "-o", str(ours), "--type", kind, "-t", threads]
+    other = [str(peer("llama-quantize")), str(plain), str(theirs), kind, threads]
+    done: tuple[list[Run], list[Run]] = ([], [])
+    for _ in range(runs):
+        for command, path, found in ((own, ours, done[0]), (other, theirs, done[1])):
+            path.unlink(missing_ok=True)
+            found.append(measure(command))
+    print(f"{kind:8} gemcut         {_figures(done[0])}")
+    print(f"{'':8} llama-quantize {_figures(done[1])}; same tensors: {_same(ours, theirs)}")
+    times = [[median(getattr(run, what) for run in each) for each in done] for what in _TIMES]
+    wall, cpu = (theirs / ours for ours, theirs in times)
+    print(f"{'':8} gemcut is {wall:.2f} times as fast, with {1 / cpu:.2f} times the CPU time")
+
+
+_TIMES = ("wall", "cpu")
+
+
+def _figures(runs: list[Run]) -> str:
+    wall, cpu = (sorted(getattr(run, what) for run in runs) for what in _TIMES)
+    memory = max(run.memory for run in runs)
+    return (
+        f"{median(wall):7.2f} s wall ({wall[0]:.2f} to {wall[-1]:.2f}) {median(cpu):7.2f} s CPU "
+        f"({cpu[0]:.2f} to {cpu[-1]:.2f}) {memory / 1e6:7.0f} MB resident"
+    )
 
 
 def _same(first: Path, second: Path) -> bool:

@@ -46,8 +46,8 @@ def names(tokens: Sequence[str]) -> list[str]:
     return [token.removeprefix("~") for token in tokens]
 
 
-def learned(kind: Kind) -> Json:
-    """A tokenizer.json with the merges of the standard library."""
+def learned(kind: Kind, size: int = N_LEARNED) -> Json:
+    """A tokenizer.json with the merges of the standard library, and `size` learned tokens."""
     document: Json = {
         "version": "1.0",
         "truncation": None,
@@ -61,7 +61,7 @@ def learned(kind: Kind) -> Json:
     }
     tokenizer = Tokenizer.from_str(json.dumps(document))
     trainer = trainers.BpeTrainer(
-        vocab_size=N_LEARNED + len(kind.first),
+        vocab_size=size + len(kind.first),
         special_tokens=list(kind.first),
         initial_alphabet=sorted({*pre_tokenizers.ByteLevel.alphabet()} - {*names(kind.last)}),
         show_progress=False,
@@ -69,7 +69,7 @@ def learned(kind: Kind) -> Json:
     tokenizer.train_from_iterator(texts(), trainer)
     model = json.loads(tokenizer.to_str())["model"]
     document["model"] = {**model, "ignore_merges": kind.ignore_merges}
-    numbered = [*enumerate(kind.first), *enumerate(kind.last, N_LEARNED + len(kind.first))]
+    numbered = [*enumerate(kind.first), *enumerate(kind.last, size + len(kind.first))]
     document["added_tokens"] = [added(name, n, kind.normalized) for n, name in numbered]
     document["post_processor"] = kind.post_processor
     return with_ids(document)
