@@ -10,7 +10,8 @@ CMAKE_ARGS ?= $(REMEMBERED)
 export CMAKE_ARGS
 
 # Those that run without arguments; they find llama.cpp's tools in the folder $$PEERS.
-BENCHMARKS := bench/quantize.py bench/perplexity.py bench/imatrix.py bench/sensitivity.py
+BENCHMARKS := bench/quantize.py bench/perplexity.py bench/imatrix.py \
+              bench/quality.py bench/sensitivity.py
 
 .PHONY: help setup demo test lint bench build clean FORCE
 
