@@ -32,11 +32,12 @@ from torch.nn.functional import cross_entropy, linear
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from gemcut.demo.text import held_out_text, training_sources
-from gemcut.demo.train import CONTEXT, Muon, loss_on
+from gemcut.demo.train import CONTEXT, build_optimizers, loss_on
 
 FOLDER = Path("build/bench")
 VOCAB_SIZE = 2048
 END = "<|endoftext|>"  # behind every document
+PLAIN = ("embed_tokens", "lm_head", "mlp.gate.")  # matrices outside the blocks, and routers
 BUSIEST = 4  # the part of the experts whose share of the work is told: a fourth
 
 COMMON = {
@@ -189,20 +190,6 @@ class Routing:
         return found
 
 
-def build_optimizers(model: Any) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for embedding, output, routers and gains."""
-    named = dict(model.named_parameters())
-    others = ("embed_tokens", "lm_head", "mlp.gate.")
-    plain = {k: p for k, p in named.items() if p.ndim == 1 or any(part in k for part in others)}
-    matrices = [p for k, p in named.items() if k not in plain]
-    muon = Muon(matrices, {"lr": 0.02, "base": 0.02, "weight_decay": 0.1})
-    adam = torch.optim.AdamW(
-        plain.values(), lr=4e-3, betas=(0.9, 0.95), weight_decay=0.01, fused=True
-    )
-    adam.param_groups[0]["base"] = 4e-3
-    return [muon, adam]
-
-
 def perplexity(model: Any, stream: torch.Tensor, limit: int) -> float:
     """Perplexity of the second half of each held-out window, as llama.cpp counts it."""
     losses = []
@@ -238,7 +225,7 @@ def train(options: argparse.Namespace) -> None:
         model = make_model(options.name, tokenizer, seed)
     model, stream = prepared(model), token_stream(tokenizer, seed)
     held_out = torch.tensor(tokenizer.encode(held_out_text()).ids)
-    optimizers, routing = build_optimizers(model), Routing(model)
+    optimizers, routing = build_optimizers(model, PLAIN), Routing(model)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     balance = recipe.balance if options.balance is None else options.balance
     size = sum(p.numel() for p in model.parameters())

@@ -27,7 +27,6 @@ from gemcut.errors import PlanError
 
 VERSION = 2
 METADATA_KEY = "gemcut.plan"  # of the GGUF that carries it
-HOST = "cpu"  # the place of what the processor computes; cards are "gpu0", "gpu1", ...
 _PLACE = re.compile(r"cpu|gpu\d{1,3}")
 
 

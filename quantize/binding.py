@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from gemcut.profile import Profile
-from gemcut.runtime.program import HOST, LOSS, SECONDS, SIZE, Aim, Problem, Solution, solve
+from gemcut.runtime.problem import HOST, LOSS, SECONDS, SIZE, Aim, Problem, Solution
+from gemcut.runtime.program import solve
 from gemcut.sizes import format_size
 
 _GAP = 1e-3

@@ -7,8 +7,8 @@ from gemcut.errors import PlanError
 from gemcut.plan import Plan
 from gemcut.quantize.options import Way
 from gemcut.quantize.outcome import Task
-from gemcut.quantize.search import Search
-from gemcut.runtime.program import Item, Option
+from gemcut.quantize.search import Search, check_sensitivity
+from gemcut.runtime.problem import Item, Option
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ def explain(task: Task, plan: Plan, name: str) -> tuple[Explanation, ...]:
     Raises:
         PlanError: no tensor has the name.
     """
+    check_sensitivity(task)
     search = Search(task)
     for item in search.choices.items:
         if name in (item.name, *(part.name for part in item.parts)):

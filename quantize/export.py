@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from gemcut.convert.precision import is_quantizable
 from gemcut.engine import ContextOptions
 from gemcut.errors import EngineError, PlanError
-from gemcut.plan import HOST, Plan
-from gemcut.profile import Profile
+from gemcut.plan import Plan
+from gemcut.profile import HOST, Profile
 from gemcut.quantize import stock
 from gemcut.quantize.roles import role_of
 from gemcut.runtime.ledger import Placed, block_of, homes

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from gemcut.quantize.outcome import Gain, Outcome, Point, Task
 from gemcut.quantize.search import GAP, ROUGH, Search
-from gemcut.runtime.program import LOSS, SIZE, Aim, Solution, place, placed, solve
+from gemcut.runtime.problem import SIZE, Aim, Solution
+from gemcut.runtime.program import placed, solve
 
 _STEPS = (64.0, 16.0, 4.0, 0.25, 0.0625)  # prices, in that of the knee
 _SIZE_STEPS = (1.0, 4.0, 16.0)  # the like for a byte: where less is slower, it still is less
@@ -111,9 +112,5 @@ def _gain(aim: Aim, what: str, more: Task) -> Gain | None:
     """What the same aim gives with more; None: it does not fit."""
     search = Search(more)
     problem = replace(search.bounded, aim=aim)  # as exact as what it is compared with
-    found = solve(problem, GAP)
-    if found is None:
-        return None
-    if aim == LOSS and more.machine:
-        found = place(problem, found)
-    return Gain(what, search.report.point(found, what))
+    found = search.solved(problem, GAP)
+    return None if found is None else Gain(what, search.report.point(found, what))

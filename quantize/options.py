@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from gemcut import ggml
 from gemcut.convert.model import Model, Tensor
 from gemcut.errors import PlanError, SensitivityError
-from gemcut.plan import HOST
+from gemcut.profile import HOST
 from gemcut.quantize import widths
 from gemcut.quantize.request import Request, Rule, rules_of
 from gemcut.quantize.roles import Role, role_of
 from gemcut.quantize.widths import Padding, paddings, splits
 from gemcut.runtime.ledger import block_of, is_routed
-from gemcut.runtime.program import Item, Option
+from gemcut.runtime.problem import Item, Option
 from gemcut.sensitivity import PARTS, LocalError, Sensitivity
 
 # Smallest bits per weight of (experts, everything else). The default range is what suits a mixture

@@ -20,7 +20,7 @@ from gemcut.quantize.request import Request
 from gemcut.quantize.rescale import Rescale
 from gemcut.quantize.roles import role_of
 from gemcut.runtime.ledger import Fixed, Placed, ledger
-from gemcut.runtime.program import Chosen, Solution
+from gemcut.runtime.problem import Chosen, Solution
 from gemcut.runtime.throughput import decode_speed, prefill_speed
 from gemcut.sensitivity import LocalError, Sensitivity
 

@@ -2,7 +2,7 @@
 
 from gemcut.quantize.frontier import with_alternatives
 from gemcut.quantize.outcome import Outcome, Task
-from gemcut.quantize.search import Search
+from gemcut.quantize.search import Search, check_sensitivity
 
 
 def plan_model(task: Task, alternatives: bool = True) -> Outcome:
@@ -17,9 +17,10 @@ def plan_model(task: Task, alternatives: bool = True) -> Outcome:
         SensitivityError: the sensitivity is another model's.
         EngineError: the solver failed.
     """
+    notes = check_sensitivity(task)
     search = Search(task)
     solution, aim = search.choose()
     label = task.request.preference
     chosen = search.report.point(solution, label)
-    outcome = Outcome(search.report.plan(solution), chosen, notes=tuple(search.notes))
+    outcome = Outcome(search.report.plan(solution), chosen, notes=notes)
     return with_alternatives(search, outcome, solution, aim) if alternatives else outcome

@@ -19,14 +19,32 @@ from gemcut.quantize.options import Builder, Choices
 from gemcut.quantize.outcome import Reporter, Task
 from gemcut.quantize.priors import prior_sensitivity
 from gemcut.runtime.ledger import fixed, rooms
-from gemcut.runtime.program import LOSS, SECONDS, SIZE, Aim, Problem, Solution, place, solve
+from gemcut.runtime.problem import LOSS, SECONDS, SIZE, Aim, Problem, Solution
+from gemcut.runtime.program import place, solve
 from gemcut.runtime.throughput import active_shares, cache_seconds, token_seconds
-from gemcut.sensitivity import Sensitivity
 
 GAP, ROUGH = 1e-3, 1e-2  # of what is chosen, and of what it is compared with
 _LAST = 0.01  # nats that a second of a token is worth where loss comes first: 1e-5 for 1 ms
 _SPARE = 4 << 10  # bytes by which the headers of files may differ that are equally small
 _TINY = 1e-3  # of the price of a second: what loss still counts where time comes first
+
+
+def check_sensitivity(task: Task) -> tuple[str, ...]:
+    """What should be known of a task's sensitivity; reads a row of every tensor.
+
+    Raises:
+        SensitivityError: it was measured on another model.
+    """
+    model, sensitivity = task.model, task.sensitivity
+    if sensitivity is None:
+        return ()
+    if model.files and sensitivity.source != fingerprint(model):
+        raise SensitivityError(
+            "the sensitivity was measured on another model than this source: measure it anew"
+        )
+    if sensitivity.imatrix == task.imatrix:
+        return ()
+    return ("the errors were measured with another importance matrix than the file is cut with",)
 
 
 class Search:
@@ -35,10 +53,7 @@ class Search:
     def __init__(self, task: Task) -> None:
         """Build the choices. Raises BudgetError, PlanError, SensitivityError."""
         self.task, self.machine = task, task.machine
-        self.notes: list[str] = []
         self.sensitivity = task.sensitivity or prior_sensitivity(task.model, task.weighted)
-        if task.sensitivity is not None:
-            self._check(task.sensitivity)
         names = [tensor.name for tensor in task.model.tensors]
         self.shares = active_shares(task.model.metadata, names)
         self.places = tuple(p.name for p in self.machine.places) if self.machine else ("",)
@@ -64,17 +79,6 @@ class Search:
             self.places,
             roams=not self.all_on_cards,
         ).build()
-
-    def _check(self, sensitivity: Sensitivity) -> None:
-        model = self.task.model
-        if model.files and sensitivity.source != fingerprint(model):
-            raise SensitivityError(
-                "the sensitivity was measured on another model than this source: measure it anew"
-            )
-        if sensitivity.imatrix != self.task.imatrix:
-            self.notes.append(
-                "the errors were measured with another importance matrix than the file is cut with"
-            )
 
     def _seconds(self, kind: str, active: float) -> tuple[float, ...]:
         if self.machine is None:
@@ -156,8 +160,7 @@ class Search:
     @property
     def _first_of_all(self) -> Aim:
         """Time (or size) before anything else."""
-        worth = self._worth / self._span if self._span else 0.0
-        return replace(self.axis, loss=_TINY / worth if worth else 0.0)
+        return replace(self.axis, loss=_TINY / self.price if self.price else 0.0)
 
     def _within_default(self, problem: Problem) -> Problem | None:
         """The same within the default range of types; None: nothing of that fits."""
@@ -176,9 +179,12 @@ class Search:
             raise self._refusal()
         return found
 
-    def _placed(self, solution: Solution) -> Solution:
-        """Placed for speed, which loss alone does not ask for."""
-        return place(self.problem, solution) if self.machine else solution
+    def solved(self, problem: Problem, gap: float) -> Solution | None:
+        """The best of a problem of this task; placed for speed too, which loss cannot ask for."""
+        found = solve(problem, gap)
+        if found and self.machine and problem.aim == LOSS:
+            return place(self.problem, found)
+        return found
 
     @cached_property
     def fastest(self) -> Solution:
@@ -218,8 +224,7 @@ class Search:
     def _fitting(self, problem: Problem, gap: float) -> Solution | None:
         """The best whose whole file keeps the size: a file's header is known when its types are."""
         size = math.inf if self.task.request.size is None else self.task.request.size
-        while found := solve(problem, gap):
-            found = self._placed(found) if problem.aim == LOSS else found
+        while found := self.solved(problem, gap):
             if size == math.inf or (whole := self._file_size(found)) <= size:
                 return found
             left = min(size - (whole - found.size), problem.size - 1)

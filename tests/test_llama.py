@@ -197,8 +197,8 @@ def test_an_interrupt_ends_a_watched_decode_wherever_it_arrives(bf16):
     try:
         with Model.load(bf16) as model, Context(model, small(), lambda *_: None) as context:
             for _ in range(20):
-                signal.setitimer(signal.ITIMER_REAL, 0.0005)
                 with suppress(KeyboardInterrupt):
+                    signal.setitimer(signal.ITIMER_REAL, 0.0005)
                     while True:
                         context.forget()
                         context.decode([1] * 16)

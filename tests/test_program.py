@@ -11,19 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemcut.runtime.program import (
-    HOST,
-    LOSS,
-    SECONDS,
-    SIZE,
-    Aim,
-    Item,
-    Option,
-    Problem,
-    Solution,
-    place,
-    solve,
-)
+from gemcut.runtime.problem import HOST, LOSS, SECONDS, SIZE, Aim, Item, Option, Problem, Solution
+from gemcut.runtime.program import place, solve
 
 ALIKE = 1e-9  # relative: what is less is rounding
 SEEDS = st.integers(0, 2**32 - 1)

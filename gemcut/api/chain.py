@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gemcut.api.base import NAME, Base
 from gemcut.api.measuring import collect_importance, measure_sensitivity, probing
+from gemcut.api.planning import predicted_by
 from gemcut.convert.model import Model
 from gemcut.engine import ModelOptions, default_threads
 from gemcut.errors import PlanError, TextError, UsageError
@@ -25,7 +26,6 @@ from gemcut.quantize.identity import (
     Key,
     digest,
     model_key,
-    sensitivity_digest,
     text_digest,
 )
 from gemcut.quantize.importance import Importance, importance_for
@@ -277,5 +277,4 @@ def _measured_before(path: Path, sensitivity: Sensitivity) -> tuple[Measured, ..
         plan = Plan.read(path)
     except PlanError:  # of another version: it is about to be written anew
         return ()
-    same = plan.sources.get("sensitivity") == sensitivity_digest(sensitivity)
-    return plan.measured if same else ()
+    return predicted_by(sensitivity, plan)

@@ -73,6 +73,11 @@ def measured_of(
         raise PlanError("its file was not scored: `gemcut quantize --validate` does")
     if not is_source(model, plan):
         raise PlanError("its file was cut from another source than this one")
+    return predicted_by(sensitivity, plan)
+
+
+def predicted_by(sensitivity: Sensitivity | None, plan: Plan) -> tuple[Measured, ...]:
+    """What a plan's file was found to lose, if this sensitivity predicted it; None: priors."""
     by = None if sensitivity is None else sensitivity_digest(sensitivity)
     return plan.measured if plan.sources.get("sensitivity") == by else ()
 

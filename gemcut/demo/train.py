@@ -248,10 +248,12 @@ def orthogonal(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return x.mT if matrix.shape[-2] > matrix.shape[-1] else x
 
 
-def build_optimizers(model: Gemma4ForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for embedding, routers and gains."""
+def build_optimizers(
+    model: torch.nn.Module, others: tuple[str, ...] = ("embed", "router")
+) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, AdamW for gains and `others`, by parts of their names."""
     named = dict(model.named_parameters())
-    plain = {k: p for k, p in named.items() if p.ndim == 1 or "embed" in k or "router" in k}
+    plain = {k: p for k, p in named.items() if p.ndim == 1 or any(part in k for part in others)}
     matrices = [p for k, p in named.items() if k not in plain]
     muon = Muon(matrices, {"lr": 0.02, "base": 0.02, "weight_decay": 0.1})
     adam = torch.optim.AdamW(
