@@ -53,7 +53,7 @@ $(READY): pyproject.toml .ci/engine.py
 	.venv/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	.venv/bin/python .ci/engine.py
 	@# setuptools warns on every editable install that a folder may shadow the package
-	PYTHONWARNINGS=ignore .venv/bin/python -m pip install --quiet --editable . --group dev
+	PYTHONWARNINGS=ignore .venv/bin/python -m pip install --quiet --editable '.[serve]' --group dev
 	@printf '%s\n' "$$CMAKE_ARGS" > .venv/cmake-args
 	@touch $@
 

@@ -27,7 +27,7 @@ def binding(
         expected: the loss to tell, of one that is predicted.
     """
     said = [*_memory(problem, machine), *_size_of(problem, beside, weights)]
-    said += _others(problem, expected)
+    said += [*_others(problem, expected), *_ruled(problem)]
     if said:
         return f"nothing fits: {'; or '.join(said)}"
     limits = "memory, size, speed and loss" if machine else "size and loss"
@@ -87,6 +87,19 @@ def _others(problem: Problem, expected: Callable[[float], float]) -> Iterator[st
                 f"a predicted loss of {_rounded(expected(found.loss), up=True)} would do "
                 f"({expected(problem.loss):.3g} asked for)"
             )
+
+
+def _ruled(problem: Problem) -> Iterator[str]:
+    """The places that rules give, if something fits without them."""
+    every = [each for item in problem.items for each in (item, *item.parts)]
+    names = [item.name for item in every if item.places is not None]
+    free = tuple(
+        replace(item, places=None, parts=tuple(replace(part, places=None) for part in item.parts))
+        for item in problem.items
+    )
+    if names and solve(replace(problem, items=free, aim=SIZE), _GAP) is not None:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        yield f"other places than the rules give to {names[0]}{more} would do"
 
 
 def _size(bytes_: int) -> str:

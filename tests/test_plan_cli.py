@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -183,6 +184,8 @@ def test_a_plan_is_exported_for_llama_cpp(checkpoint: Path, tmp_path: Path):
     assert first.stdout == second.stdout
     assert first.stdout.startswith("llama-server -m FILE.gguf -c 1024 ")
     assert "llama-quantize --tensor-type-file" in second.stderr
+    words = json.loads(run("plan", "--plan", plan, "--llama-args", "--json").stdout)
+    assert words == shlex.split(first.stdout)
 
 
 def test_scored_files_correct_the_prediction(checkpoint: Path, plan_file: Path, tmp_path: Path):

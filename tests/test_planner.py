@@ -321,6 +321,22 @@ def test_an_output_can_be_left_on_the_host(demo):
     assert layout(plan).host == (r"^output\.weight$",)
 
 
+def test_a_tied_output_on_the_host_takes_the_blocks_along(demo):
+    """Which llama.cpp's order demands, and the planner says."""
+    outcome = make(demo, pc(), rules=(Rule("token_embd.weight", device="cpu"),))
+
+    assert {entry.device for entry in outcome.plan.tensors.values()} == {"cpu"}
+    assert any("every block is computed there" in note for note in outcome.notes)
+
+
+def test_places_that_llama_cpp_cannot_give_are_named(demo):
+    """It fills the host first: no block behind one on a card is at home there."""
+    rules = (Rule("blk.0.attn_q.weight", device="gpu0"), Rule("blk.5.attn_q.weight", device="cpu"))
+
+    with pytest.raises(BudgetError, match=r"the rules give to blk\.0\.attn_q\.weight and 1 more"):
+        make(demo, pc(), rules=rules)
+
+
 def test_a_block_that_cannot_be_is_refused(demo):
     """Before anything is made of so many."""
     tensors = (replace(demo.tensors[-1], name="blk.999999999.ffn_up.weight"), *demo.tensors)

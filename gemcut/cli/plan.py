@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # the library is loaded when the command runs
     from gemcut.plan import Plan
     from gemcut.quantize.outcome import Outcome, Task
 
+_ALONE = "--plan goes with --export-tensor-types and --llama-args alone"
+
 
 @click.command("plan")
 @click.argument("source", metavar="[SRC]", required=False)
@@ -66,7 +68,9 @@ def command(
 
     check_outputs([output, types_file], [*asked.files, saved])
     if saved:
-        _export_saved(source, saved, asked, output or explain or as_json, types_file, llama_args)
+        if output or explain:
+            raise click.UsageError(_ALONE)
+        _export_saved(source, saved, asked, types_file, llama_args, as_json)
         return
     if source is None:
         raise click.UsageError("say what to plan for: SRC, a checkpoint's folder, a Hub id, a GGUF")
@@ -76,7 +80,7 @@ def command(
         outcome.plan.write(output)
     _export(outcome.plan, types_file)
     if llama_args:
-        _print_arguments(outcome.plan)
+        _print_arguments(outcome.plan, as_json)
     elif explain:
         _explain(made, outcome, explain, as_json)
     elif as_json:
@@ -122,31 +126,35 @@ def _export(plan: "Plan", types_file: Path | None) -> None:
     )
 
 
-def _print_arguments(plan: "Plan") -> None:
+def _print_arguments(plan: "Plan", as_json: bool) -> None:
     from gemcut.quantize.export import server_arguments
 
-    click.echo(join(server_arguments(plan, "FILE.gguf")))
+    words = server_arguments(plan, "FILE.gguf")
+    if as_json:
+        print_json(words)
+    else:
+        click.echo(join(words))
 
 
 def _export_saved(
     source: str | None,
     saved: Path,
     asked: Asked,
-    more: object,
     types_file: Path | None,
     llama_args: bool,
+    as_json: bool,
 ) -> None:
     """What a saved plan says, in llama.cpp's words."""
     from gemcut.plan import Plan
 
-    if source or asked.said or asked.imatrix or more:
-        raise click.UsageError("--plan goes with --export-tensor-types and --llama-args alone")
+    if source or asked.said or asked.imatrix:
+        raise click.UsageError(_ALONE)
     if not (types_file or llama_args):
         raise click.UsageError("say what of --plan to export: --export-tensor-types, --llama-args")
     plan = Plan.read(saved)
     _export(plan, types_file)
     if llama_args:
-        _print_arguments(plan)
+        _print_arguments(plan, as_json)
 
 
 def _explain(made: "Task", outcome: "Outcome", name: str, as_json: bool) -> None:
