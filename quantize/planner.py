@@ -32,7 +32,7 @@ def plan_model(task: Task, alternatives: bool = True) -> Outcome:
 def _pulled(search: Search) -> tuple[str, ...]:
     """What a rule for a tied embedding brings along."""
     pinned = any(
-        item.name == _OUTPUT and item.block is not None and item.places == {HOST}
+        item.name == _OUTPUT and item.block is not None and item.places == frozenset((HOST,))
         for item in search.problem.items
     )
     if not pinned or search.machine is None or not search.machine.cards:
