@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from gemcut.errors import EngineError
+from gemcut.gbnf import check_grammar
 
 PINNED = "0.3.36"  # of llama-cpp-python; its C structs have no version of their own
+MAX_LAST = 1 << 16  # tokens that penalties look back on
+_MAX_BIASES = 1 << 12
 INSTALL = f"pip install llama-cpp-python=={PINNED}"
 
 
@@ -68,24 +71,60 @@ class ContextOptions:
 
 
 @dataclass(frozen=True)
+class Thought:
+    """What is around the thought that an answer may begin with; a grammar waits for its end."""
+
+    close: str  # the text that ends it
+    open: str = ""  # the one token that begins it; "": it does not begin by itself
+    begun: bool = False  # the prompt left it open
+
+
+@dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn; the defaults are llama.cpp's. Temperature 0 is greedy."""
+    """How the next token is drawn; the defaults are llama.cpp's. Temperature 0 is greedy.
+
+    Raises:
+        EngineError: a number out of its range.
+        UsageError: the grammar is not one (`gemcut.gbnf`).
+    """
 
     temperature: float = 0.8
-    top_k: int = 40
+    top_k: int = 40  # 0: all
     top_p: float = 0.95
     min_p: float = 0.05
     repeat_penalty: float = 1.0
-    repeat_last_n: int = 64
+    repeat_last_n: int = 64  # of the answer's tokens, for the three penalties; -1: all
     seed: int | None = None  # None: another one each time
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit)
+    grammar: str | None = None  # in GBNF: what the answer has to be
+    thought: Thought | None = None  # where the grammar does not hold yet
 
     def __post_init__(self) -> None:
-        shares = 0 <= self.top_p <= 1 and 0 <= self.min_p <= 1
-        if not (shares and 0 <= self.temperature < float("inf") and self.repeat_penalty > 0):
-            raise EngineError(
-                f"{self}: wanted top_p and min_p from 0 to 1, a temperature of 0 or more and a "
-                "repeat_penalty above 0"
-            )
+        for name in ("top_p", "min_p", "xtc_probability", "xtc_threshold"):
+            self._check(name, 0, 1)
+        self._check("temperature", 0, 1e6)
+        self._check("repeat_penalty", 1e-6, 1e6)
+        self._check("presence_penalty", -1e6, 1e6)
+        self._check("frequency_penalty", -1e6, 1e6)
+        self._check("repeat_last_n", -1, MAX_LAST)
+        if self.top_k >= 1 << 31:
+            raise EngineError(f"top_k is {self.top_k}, wanted less than 2147483648")
+        if len(self.logit_bias) > _MAX_BIASES:
+            given = len(self.logit_bias)
+            raise EngineError(f"{given} tokens in logit_bias, wanted at most {_MAX_BIASES}")
+        if wrong := [bias for _, bias in self.logit_bias if not bias <= 1e6]:
+            raise EngineError(f"logit_bias has {wrong[0]}, wanted a number up to 1e6, or -inf")
+        if self.grammar is not None:
+            check_grammar(self.grammar)
+
+    def _check(self, name: str, least: float, most: float) -> None:
+        value = getattr(self, name)
+        if not least <= value <= most:
+            raise EngineError(f"{name} is {value}, wanted from {least:g} to {most:g}")
 
 
 @dataclass(frozen=True)

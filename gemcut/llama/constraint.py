@@ -1,0 +1,93 @@
+"""A grammar over an answer: it waits while the model thinks, then forbids what would not fit."""
+
+from time import thread_time
+
+from gemcut.engine import Thought
+from gemcut.errors import EngineError
+from gemcut.llama.candidates import Candidates
+from gemcut.llama.library import log, require
+from gemcut.llama.model import Model
+from gemcut.llama.owner import Owner
+
+_MOST_SECONDS = 2.0  # of computing, for one token
+
+
+class Constraint(Owner):
+    """llama.cpp's grammar sampler behind checks: what it is not asked first ends the process.
+
+    Args:
+        grammar: has passed `gemcut.gbnf.check_grammar`.
+
+    llama.cpp has a grammar that waits for a trigger, too; the trigger is then part of what the
+    grammar has to allow, and a regular expression is matched against the whole thought for every
+    token of it.
+    """
+
+    def __init__(self, model: Model, grammar: str, thought: Thought | None) -> None:
+        self._c, self._model, self._thought = require(), model, thought
+        mark = log.count
+        handle = self._c.llama_sampler_init_grammar(model.vocab, grammar.encode(), b"root")
+        if not handle:
+            raise EngineError(f"llama.cpp refuses the grammar: {log.reason(mark)}")
+        super().__init__("grammar", handle, self._c.llama_sampler_free)
+        self._start()
+
+    def _start(self) -> None:
+        self._begun = False  # whether the grammar has taken a token
+        self._waiting = self._thought is not None and self._thought.begun
+        self._seen = b""  # the end of the thought so far
+
+    def reset(self) -> None:
+        """Start a new answer."""
+        self._c.llama_sampler_reset(self.handle)
+        self._start()
+
+    def allows(self, candidates: Candidates, token: int) -> bool:
+        """Whether the answer may go on with a token."""
+        if self._waiting or self._opens(token):
+            return True
+        return candidates.allows(self.handle, token)
+
+    def restrict(self, candidates: Candidates) -> None:
+        """Forbid whatever does not fit.
+
+        Raises:
+            EngineError: it took so long that the next token would take for ever.
+        """
+        begun = thread_time()
+        candidates.apply(self.handle)
+        self._check_time(begun)
+
+    def accept(self, token: int) -> None:
+        """Go on with a token that `allows` allowed."""
+        if self._waiting:
+            self._think(token)
+        elif self._opens(token):
+            self._waiting = True
+        else:
+            begun = thread_time()
+            self._c.llama_sampler_accept(self.handle, token)
+            self._begun = True
+            self._check_time(begun)
+
+    def _opens(self, token: int) -> bool:
+        if self._begun or self._thought is None or not self._thought.open:
+            return False
+        return self._model.piece(token, special=True) == self._thought.open.encode()
+
+    def _think(self, token: int) -> None:
+        """Look for the end of the thought, in its text: the mark may be several tokens."""
+        close = self._thought.close.encode() if self._thought else b""
+        self._seen += self._model.piece(token, special=True)
+        if close in self._seen:
+            self._waiting, self._begun, self._seen = False, True, b""
+        else:
+            self._seen = self._seen[-len(close) :]
+
+    def _check_time(self, begun: float) -> None:
+        """An ambiguous grammar can double the ways it follows with each character."""
+        if (took := thread_time() - begun) > _MOST_SECONDS:
+            raise EngineError(
+                f"the grammar took {took:.0f} s for one token: it is too ambiguous, let its "
+                "alternatives begin differently"
+            )

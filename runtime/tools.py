@@ -1,0 +1,210 @@
+"""Calls of tools as models write them, read into one form; what is none stays text.
+
+Each family has its own way: Gemma 4's `call:name{key:<|"|>text<|"|>}`, JSON with a name and
+arguments (Hermes, Qwen, Mistral, Llama 3), and tags around every argument (Qwen3-Coder, GLM 4).
+"""
+
+import json
+import re
+import secrets
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# What a call is written between; None: it goes on to the answer's end, or to the next call.
+CALL_MARKS: Mapping[str, str | None] = {
+    "<|tool_call>": "<tool_call|>",
+    "<tool_call>": "</tool_call>",
+    "<tool_calls>": "</tool_calls>",
+    "<TOOLCALL>": "</TOOLCALL>",
+    "<seed:tool_call>": "</seed:tool_call>",
+    "[TOOL_CALLS]": None,
+    "<|python_tag|>": None,
+}
+_ID_LETTERS = string.ascii_letters + string.digits
+_MOST_DEPTH = 50
+_QUOTE = '<|"|>'
+_TAGGED = re.compile(r"\s*<function=([^>\n]+)>(.*?)(?:</function>\s*)?\Z", re.DOTALL)
+_TAG = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
+_KEYED = re.compile(r"\s*([\w.-]+)\s*((?:<arg_key>.*</arg_value>)?)\s*\Z", re.DOTALL)
+_KEY = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
+_NAMED = re.compile(r"\s*([\w.-]+)(?:\[CALL_ID\]\w*)?(?:\[ARGS\])?\s*(?=\{)")
+_BARE = re.compile(r"""\{\s*"(?:name|type|function)"\s*:""")
+
+
+def _new_id() -> str:
+    """Nine letters and digits: what the strictest templates (Mistral's) take back."""
+    return "".join(secrets.choice(_ID_LETTERS) for _ in range(9))
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A tool that the model wants called."""
+
+    name: str
+    arguments: str  # JSON, an object
+    id: str = field(default_factory=_new_id, compare=False)
+
+
+def read_calls(text: str) -> list[ToolCall] | None:
+    """The calls in what stood between the marks; None if it is not all calls."""
+    try:
+        if text.lstrip().startswith("call:"):
+            return _gemma(text.strip())
+        for found in (_tagged(text), _keyed(text), _named(text)):
+            if found:
+                return found
+        return _from_json(json.loads(text))
+    except (ValueError, RecursionError):
+        return None
+
+
+def read_bare_calls(text: str) -> list[ToolCall] | None:
+    """The calls in an answer that is nothing else: JSON objects, with semicolons between them."""
+    calls: list[ToolCall] = []
+    decoder, at = json.JSONDecoder(), 0
+    try:
+        while text[at:].strip(" \t\r\n;"):
+            at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n;"))
+            value, at = decoder.raw_decode(text, at)
+            calls += _from_json(value)
+    except (ValueError, RecursionError):
+        return None
+    return calls or None
+
+
+def may_be_bare(text: str) -> bool:
+    """Whether an answer that begins like this may be calls and nothing else."""
+    start = text.lstrip()
+    whole = _BARE.match(start)
+    if whole or not start:
+        return True
+    squeezed = re.sub(r"\s", "", start)
+    return any(f'{{"{word}":'.startswith(squeezed) for word in ("name", "type", "function"))
+
+
+def call_of(name: str, arguments: str) -> ToolCall | None:
+    """A call whose name was written apart from its arguments; None if they are no JSON object."""
+    try:
+        return ToolCall(name, _object(json.loads(arguments or "{}"))) if name else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _from_json(value: Any) -> list[ToolCall]:
+    if isinstance(value, list):
+        return [call for each in value for call in _from_json(each)]
+    if isinstance(value, dict) and isinstance(value.get("function"), dict):
+        value = value["function"]
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
+        raise ValueError("no call")
+    arguments = value.get("arguments", value.get("parameters", {}))
+    arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+    return [ToolCall(value["name"], _object({} if arguments is None else arguments))]
+
+
+def _named(text: str) -> list[ToolCall]:
+    """Mistral's: the name, then its arguments in JSON, as often as there are calls."""
+    calls, at, decoder = [], 0, json.JSONDecoder()
+    while match := _NAMED.match(text, at):
+        value, at = decoder.raw_decode(text, match.end())
+        calls.append(ToolCall(match[1], _object(value)))
+    return calls if not text[at:].strip() else []
+
+
+def _tagged(text: str) -> list[ToolCall]:
+    match = _TAGGED.match(text)
+    if not match:
+        return []
+    return [
+        ToolCall(
+            match[1].strip(), _object({k.strip(): _said(v) for k, v in _TAG.findall(match[2])})
+        )
+    ]
+
+
+def _keyed(text: str) -> list[ToolCall]:
+    match = _KEYED.match(text)
+    if not match:
+        return []
+    return [ToolCall(match[1], _object({k.strip(): _said(v) for k, v in _KEY.findall(match[2])}))]
+
+
+def _said(text: str) -> Any:
+    """An argument without quotes: what is JSON is meant as JSON, the rest as text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _object(value: Any) -> str:
+    if not isinstance(value, dict):
+        raise ValueError("arguments are an object")
+    return json.dumps(value, ensure_ascii=False)
+
+
+# --- Gemma 4 ---
+
+
+def _gemma(text: str) -> list[ToolCall]:
+    name, brace, _ = text.removeprefix("call:").partition("{")
+    reader = _Gemma(text, text.index("{"))
+    arguments = reader.value(0)
+    if not brace or not name.strip() or reader.rest().strip():
+        raise ValueError("no call")
+    return [ToolCall(name.strip(), _object(arguments))]
+
+
+class _Gemma:
+    """Reads Gemma 4's own notation: like JSON, texts between <|"|>, keys mostly bare."""
+
+    def __init__(self, text: str, at: int) -> None:
+        self._text, self._at = text, at
+
+    def rest(self) -> str:
+        """What was not read."""
+        return self._text[self._at :]
+
+    def value(self, depth: int) -> Any:
+        """The value that begins here."""
+        if depth > _MOST_DEPTH:
+            raise ValueError("nested too deeply")
+        if self._take(_QUOTE):
+            return self._until((_QUOTE,), closed=True)
+        if self._take("{"):
+            found: dict[str, Any] = {}
+            while not self._take("}"):
+                key = self._until((_QUOTE,), True) if self._take(_QUOTE) else self._until((":",))
+                self._want(":")
+                found[key.strip()] = self.value(depth + 1)
+                self._take(",")
+            return found
+        if self._take("["):
+            items = []
+            while not self._take("]"):
+                items.append(self.value(depth + 1))
+                self._take(",")
+            return items
+        return _said(self._until((",", "}", "]")).strip())
+
+    def _until(self, ends: tuple[str, ...], closed: bool = False) -> str:
+        found = min((at for e in ends if (at := self._text.find(e, self._at)) >= 0), default=-1)
+        if found < 0:
+            raise ValueError("it ends too early")
+        text, self._at = self._text[self._at : found], found
+        if closed:
+            self._want(ends[0])
+        return text
+
+    def _take(self, wanted: str) -> bool:
+        while wanted != _QUOTE and self._text[self._at : self._at + 1].isspace():
+            self._at += 1
+        found = self._text.startswith(wanted, self._at)
+        self._at += len(wanted) if found else 0
+        return found
+
+    def _want(self, wanted: str) -> None:
+        if not self._take(wanted):
+            raise ValueError(f"wanted {wanted}")
