@@ -11,6 +11,9 @@ GemcutError
 ├── OutputError        a result cannot be written
 ├── TextError          a text cannot be read or is too short
 └── EngineError        ggml or llama.cpp is missing, too old, or refused
+    ├── OutOfMemory    there was no memory for what it was to hold
+    ├── ContextFull    a prompt leaves no room for an answer
+    └── QueueFull      too many jobs wait already
 """
 
 _STRANGE = "\N{REPLACEMENT CHARACTER}"
@@ -67,3 +70,24 @@ class TextError(GemcutError):
 
 class EngineError(GemcutError):
     """ggml or llama.cpp is missing, of another version, or refused what it was asked."""
+
+
+class OutOfMemory(EngineError):
+    """llama.cpp could not have the memory for weights, caches or a computation.
+
+    device: the buffer's name, as "CUDA0" or "CPU"; None where the log does not say.
+    wanted: bytes of the buffer that there was no memory for; 0 where the log does not say.
+    """
+
+    def __init__(self, message: str = "", device: str | None = None, wanted: int = 0) -> None:
+        """Keep what the log says."""
+        super().__init__(message)
+        self.device, self.wanted = device, wanted
+
+
+class QueueFull(EngineError):
+    """Too many jobs wait for the model already: later there will be room."""
+
+
+class ContextFull(EngineError):
+    """A prompt leaves no room in the context for an answer."""

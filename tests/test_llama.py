@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemcut import ggml, llama
-from gemcut.engine import ContextOptions, ModelOptions, Sampling
+from gemcut.engine import ContextOptions, ModelOptions
 from gemcut.errors import EngineError, TextError
-from gemcut.llama import Context, Model, Sampler, Tensor, library, memory
+from gemcut.llama import Context, Model, Tensor, library, memory
 from tests.rpc import beside_a_device
 
 TEXT = "def add(first, second):\n    return first + second\n\n\nclass Point:\n    pass\n" * 20
@@ -558,55 +558,6 @@ def test_a_failed_probe_says_why(bf16, tmp_path):
         llama.probe(bf16, timeout=0.001)
     with pytest.raises(EngineError, match=r"Aborted.*GGML_ASSERT"):
         memory._read_answer(bf16, crash)
-
-
-# --- sampling ---
-
-
-def test_temperature_zero_takes_the_best(model, tokens):
-    """Of any row of the last decode; without logits there is nothing to draw from."""
-    with Context(model, small()) as context, Sampler(model.n_vocab, Sampling(0)) as sampler:
-        with pytest.raises(EngineError, match="the last decode left 0"):
-            sampler.sample(context)
-        best = context.decode(tokens[:10]).argmax(axis=1)
-        assert [best[-1], best[0], best[3]] == [sampler.sample(context, i) for i in (-1, 0, 3)]
-        with pytest.raises(EngineError, match="row 10 of logits"):
-            sampler.sample(context, 10)
-        context.decode(tokens[:10], outputs="none")
-        with pytest.raises(EngineError, match="the last decode left 0"):
-            sampler.sample(context)
-
-
-def test_logits_that_are_not_numbers_are_not_sampled(model, tokens):
-    """llama.cpp would end the process; a broken file must not."""
-    with Context(model, small()) as context, Sampler(model.n_vocab) as sampler:
-        context.decode(tokens[:5])[2, 7] = np.nan
-        assert 0 <= sampler.sample(context) < model.n_vocab
-        with pytest.raises(EngineError, match="not numbers"):
-            sampler.sample(context, 2)
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"temperature": -1}, {"top_p": 2}, {"min_p": -0.1}, {"repeat_penalty": 0}]
-)
-def test_sampling_has_bounds(wrong):
-    """Also against NaN, which compares with nothing."""
-    for value in (*wrong.values(), float("nan")):
-        with pytest.raises(EngineError, match="wanted top_p and min_p"):
-            Sampling(**dict.fromkeys(wrong, value))
-
-
-def test_a_seed_repeats_the_draws(model, tokens):
-    """Same seed, same draws; `reset` begins them again."""
-    hot = Sampling(temperature=5, top_k=0, top_p=1, min_p=0, repeat_penalty=1.1, seed=7)
-    with Context(model, small()) as context:
-        context.decode(tokens[:10])
-        with Sampler(model.n_vocab, hot) as first, Sampler(model.n_vocab, hot) as second:
-            draws = [first.sample(context) for _ in range(20)]
-            first.reset()
-            assert draws == [second.sample(context) for _ in range(20)]
-            assert draws == [first.sample(context) for _ in range(20)]
-            assert len(set(draws)) > 1
 
 
 # --- another device ---

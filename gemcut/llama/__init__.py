@@ -5,34 +5,48 @@ Objects own what they hold: use them as context managers or `close` them; there 
 llama.cpp ends the process where it is asked for the impossible, so every request is checked first.
 Nothing here plans, scores or chats.
 
-    library   the libraries, checked once; their log
-    devices   backends, devices, memory; RPC
-    tensor    a tensor at work: read, replace
-    matmul    products of matrices and vectors, timed
-    params    options as llama.cpp's parameters
-    model     a loaded file: numbers, vocabulary
-    batch     tokens on their way in
-    context   tokens in, logits out; the evaluation callback
-    sampler   the next token
-    memory    the memory a run would take
+    library     the libraries, checked once; their log
+    devices     backends, devices, memory; RPC
+    tensor      a tensor at work: read, replace
+    matmul      products of matrices and vectors, timed
+    params      options as llama.cpp's parameters
+    model       a loaded file: numbers, vocabulary
+    batch       tokens on their way in
+    sequences   what a context holds of what it read
+    session     a sequence in a file
+    identity    which model it is
+    context     tokens in, logits out
+    embedder    texts as vectors
+    watch       the evaluation callback: every result, shown as it is computed
+    candidates  tokens that may come next, as samplers take them
+    constraint  a grammar over an answer
+    sampler     the next token
+    memory      the memory a run would take
 """
 
+from gemcut.llama.batch import Span
 from gemcut.llama.context import Context
-from gemcut.llama.devices import add_rpc, backends, devices, serve_rpc
+from gemcut.llama.devices import add_rpc, backends, buffer_name, devices, serve_rpc
+from gemcut.llama.identity import identity
 from gemcut.llama.library import last_error, require
 from gemcut.llama.memory import probe
 from gemcut.llama.model import Model
 from gemcut.llama.sampler import Sampler
+from gemcut.llama.sequences import Checkpoint
 from gemcut.llama.tensor import Tensor
 
 __all__ = [
+    "Checkpoint",
     "Context",
     "Model",
     "Sampler",
+    "Span",
     "Tensor",
     "add_rpc",
     "backends",
+    "buffer_name",
     "devices",
+    "identity",
     "last_error",
     "probe",
     "require",

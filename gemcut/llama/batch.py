@@ -1,5 +1,7 @@
 """Tokens on their way into llama.cpp: checked, and laid out as its batch."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -8,6 +10,19 @@ from numpy.typing import ArrayLike, NDArray
 from gemcut.errors import EngineError
 
 Outputs = Literal["all", "last", "none"] | NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens that one sequence reads next, at positions start, start + 1 ...
+
+    `outputs` says which of them get logits: all, the last, none, or a boolean array [n].
+    """
+
+    seq: int
+    start: int
+    tokens: Sequence[int] | NDArray[np.int32]
+    outputs: Outputs = "last"
 
 
 class Batch:
@@ -30,40 +45,73 @@ class Batch:
             pointer = dict(c.llama_batch._fields_)[name]
             setattr(self.struct, name, array.ctypes.data_as(pointer))
 
-    def fill(
-        self, rows: NDArray[np.int32], wanted: NDArray[np.bool_], start: int, seq: int
-    ) -> None:
-        """Take tokens [n_seqs, n] at positions start ... of sequences seq ..."""
-        (count, length), size = rows.shape, rows.size
-        self.struct.n_tokens = size
-        self._token[:size] = rows.ravel()
-        self._pos[:size] = np.tile(np.arange(start, start + length), count)
-        self._seq[:size] = np.repeat(np.arange(seq, seq + count), length)
-        self._output[:size] = wanted.ravel()
+    def fill(self, spans: Sequence[Span], tokens: Sequence[NDArray[np.int32]]) -> int:
+        """Take spans with their checked tokens; how many of these get logits.
+
+        Raises:
+            EngineError: outputs that are no such word, or not of the tokens' shape.
+        """
+        begin = count = 0
+        for span, row in zip(spans, tokens, strict=True):
+            end = begin + row.size
+            self._token[begin:end] = row
+            self._pos[begin:end] = span.start
+            if row.size > 1:
+                self._pos[begin:end] += np.arange(row.size, dtype=np.int32)
+            self._seq[begin:end] = span.seq
+            count += self._mark(begin, end, span.outputs)
+            begin = end
+        self.struct.n_tokens = begin
+        return count
+
+    def _mark(self, begin: int, end: int, outputs: Outputs) -> int:
+        """Note which tokens get logits; how many."""
+        if not isinstance(outputs, str):
+            mask = np.asarray(outputs, dtype=bool)
+            if mask.shape != (end - begin,):
+                raise EngineError(f"outputs have shape {mask.shape}, the tokens ({end - begin},)")
+            self._output[begin:end] = mask
+            return int(mask.sum())
+        if outputs not in ("all", "last", "none"):
+            raise EngineError(f"outputs is {outputs!r}, wanted all, last, none or a boolean array")
+        self._output[begin:end] = outputs == "all"
+        self._output[end - 1] = outputs != "none"
+        return {"all": end - begin, "last": 1, "none": 0}[outputs]
 
 
-def token_rows(tokens: ArrayLike, n_vocab: int) -> NDArray[np.int32]:
-    """Tokens as [n_seqs, n], checked against the vocabulary."""
+def spans_of(tokens: ArrayLike, start: int, seq: int, outputs: Outputs) -> list[Span]:
+    """Tokens [n] of sequence `seq`, or [n_seqs, n] of seq, seq + 1 ..., as spans.
+
+    Raises:
+        EngineError: tokens of another shape, or outputs of another shape than theirs.
+    """
     given = np.asarray(tokens)
-    if given.ndim not in (1, 2) or not given.size or given.dtype.kind not in "iu":
-        raise EngineError(
-            f"tokens are {given.dtype} of shape {given.shape}, wanted integers [n] or [n_seqs, n]"
-        )
-    low, high = int(given.min()), int(given.max())
+    if given.ndim == 1:
+        return [Span(seq, start, given, outputs)]
+    if given.ndim != 2 or not given.size:
+        raise _no_tokens(given)
+    if isinstance(outputs, str):
+        return [Span(seq + i, start, row, outputs) for i, row in enumerate(given)]
+    masks = np.atleast_2d(np.asarray(outputs, dtype=bool))
+    if masks.shape != given.shape:
+        raise EngineError(f"outputs have shape {masks.shape}, the tokens {given.shape}")
+    rows = enumerate(zip(given, masks, strict=True))
+    return [Span(seq + i, start, row, mask) for i, (row, mask) in rows]
+
+
+def checked_tokens(tokens: ArrayLike, n_vocab: int) -> NDArray[np.int32]:
+    """Tokens [n], checked against the vocabulary. Raises EngineError."""
+    given = np.asarray(tokens)
+    if given.ndim != 1 or not given.size or given.dtype.kind not in "iu":
+        raise _no_tokens(given)
+    # Of one token, as in most decodes, no extreme need be looked for.
+    low, high = (given[0], given[0]) if given.size == 1 else (given.min(), given.max())
     if low < 0 or high >= n_vocab:
         raise EngineError(f"tokens from {low} to {high}, the vocabulary has 0 to {n_vocab - 1}")
-    return np.atleast_2d(given).astype(np.int32)
+    return given
 
 
-def wanted_outputs(rows: NDArray[np.int32], outputs: Outputs) -> NDArray[np.bool_]:
-    """Which tokens get logits: bool [n_seqs, n]."""
-    if not isinstance(outputs, str):
-        mask = np.atleast_2d(np.asarray(outputs, dtype=bool))
-        if mask.shape != rows.shape:
-            raise EngineError(f"outputs have shape {mask.shape}, the tokens {rows.shape}")
-        return mask
-    if outputs not in ("all", "last", "none"):
-        raise EngineError(f"outputs is {outputs!r}, wanted all, last, none or a boolean array")
-    mask = np.full(rows.shape, outputs == "all")
-    mask[:, -1] = outputs != "none"
-    return mask
+def _no_tokens(given: NDArray[Any]) -> EngineError:
+    return EngineError(
+        f"tokens are {given.dtype} of shape {given.shape}, wanted integers [n] or [n_seqs, n]"
+    )

@@ -2,6 +2,7 @@
 
 import ctypes
 import socket
+from ipaddress import AddressValueError, IPv4Address
 
 import numpy as np
 
@@ -56,6 +57,12 @@ def buffer_type(name: str) -> int:
     return int(function("ggml_backend_dev_buffer_type")(device_handle(name)))
 
 
+def buffer_name(device: str) -> str:
+    """What llama.cpp's log calls a device's memory: most often as the device, but the first device
+    of each RPC server is "RPC0[host:port]". Raises EngineError for an unknown device."""
+    return str(function("ggml_backend_buft_name")(buffer_type(device)).decode())
+
+
 def add_rpc(endpoint: str) -> list[str]:
     """Add the devices of the RPC server at "host:port"; their names. Adding twice does nothing.
 
@@ -83,16 +90,32 @@ def add_rpc(endpoint: str) -> list[str]:
 def serve_rpc(endpoint: str, threads: int, names: tuple[str, ...] = ("CPU",)) -> None:
     """Offer devices of this machine to llama.cpp on others at "host:port". Does not return.
 
-    The protocol has no authentication: serve on a loopback or otherwise trusted network only.
+    The protocol has no authentication: serve on a loopback or otherwise trusted network only. One
+    client is served at a time; others wait.
 
     Raises:
         EngineError: an unknown device, a port that cannot be had, or a build without RPC.
     """
+    require()
     start = function("ggml_backend_rpc_start_server")
     handles = (ctypes.c_void_p * len(names))(*map(device_handle, names))
-    _split(endpoint)
+    _check_port(endpoint)
     start(endpoint.encode(), None, threads, len(names), handles)
     raise EngineError(f"the RPC server at {endpoint} ended: is the port taken?")
+
+
+def _check_port(endpoint: str) -> None:
+    """ggml says on stderr that there is "no server socket", and not why."""
+    host, port = _split(endpoint)
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((str(IPv4Address(host)), port))
+    except AddressValueError:
+        raise EngineError(f"{host}: not an IPv4 address, which ggml wants: 127.0.0.1") from None
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise EngineError(f"{endpoint}: cannot be served ({why}): choose another port") from error
 
 
 def _check_listening(endpoint: str) -> None:

@@ -1,7 +1,10 @@
 """llama.cpp's libraries: found, checked once, their log kept here instead of written to stderr."""
 
 import ctypes
+import importlib
+import importlib.util
 import re
+import sys
 from collections import deque
 from functools import cache
 from pathlib import Path
@@ -48,6 +51,7 @@ _GGML: dict[str, tuple[str, Any, list[Any]]] = {
     "ggml_backend_buffer_get_alignment": ("ggml-base", _size, [_pointer]),
     "ggml_backend_buffer_get_alloc_size": ("ggml-base", _size, [_pointer, _pointer]),
     "ggml_backend_buffer_get_base": ("ggml-base", _pointer, [_pointer]),
+    "ggml_backend_buft_name": ("ggml-base", _text, [_pointer]),
     "ggml_backend_buft_alloc_buffer": ("ggml-base", _pointer, [_pointer, _size]),
     "ggml_backend_buft_get_max_size": ("ggml-base", _size, [_pointer]),
     "ggml_backend_dev_backend_reg": ("ggml-base", _pointer, [_pointer]),
@@ -65,6 +69,7 @@ _GGML: dict[str, tuple[str, Any, list[Any]]] = {
     "ggml_new_tensor_3d": ("ggml-base", _pointer, [_pointer, _int, _long, _long, _long]),
     "ggml_new_graph_custom": ("ggml-base", _pointer, [_pointer, _size, ctypes.c_bool]),
     "ggml_build_forward_expand": ("ggml-base", None, [_pointer, _pointer]),
+    "ggml_add": ("ggml-base", _pointer, [_pointer] * 3),
     "ggml_mul_mat": ("ggml-base", _pointer, [_pointer] * 3),
     "ggml_mul_mat_id": ("ggml-base", _pointer, [_pointer] * 4),
     "ggml_nbytes": ("ggml-base", _size, [_pointer]),
@@ -169,7 +174,7 @@ def require() -> Any:
     """
     ggml.check_version()
     try:
-        from llama_cpp import llama_cpp as bindings
+        bindings = _bindings()
     except (AttributeError, ImportError, OSError, RuntimeError) as error:
         raise EngineError(f"llama-cpp-python does not load ({error}): {INSTALL}") from error
     check_defaults(bindings.llama_model_default_params(), _MODEL_DEFAULTS)
@@ -178,6 +183,25 @@ def require() -> Any:
     bindings.llama_backend_init()
     check_single_copies()
     return bindings
+
+
+def _bindings() -> Any:
+    """The module of llama.cpp's functions alone. Raises what importing it raises.
+
+    The package around it brings an engine and much else, and takes longer to import than all that
+    is needed here; it is left as it was, for whoever wants it.
+    """
+    package = sys.modules.get("llama_cpp")
+    if package is None:
+        spec = importlib.util.find_spec("llama_cpp")
+        if spec is None:
+            raise ImportError("there is no module llama_cpp")
+        sys.modules["llama_cpp"] = importlib.util.module_from_spec(spec)
+    try:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    finally:
+        if package is None:
+            del sys.modules["llama_cpp"]
 
 
 @cache  # C holds the address alone, so the object must outlive every call

@@ -6,8 +6,9 @@ so that no step finds in a cache what an earlier one left there.
 """
 
 import ctypes
+from collections.abc import Callable
 from contextlib import ExitStack
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,8 +48,11 @@ class Backend(Owner):
         """Compute with so many from now on; a device that has no threads ignores it."""
         if threads < 1:
             raise EngineError(f"{threads} threads, wanted 1 or more")
+        self.clock: Callable[[], float] = perf_counter
         if address := self._extension("ggml_backend_set_n_threads"):
             _SET_THREADS(address)(self.handle, threads)
+            # One thread's own seconds, in which no other program has a share.
+            self.clock = process_time if threads == 1 else perf_counter
 
     def layouts(self) -> list[int]:
         """Kinds of memory for weights in the order that llama.cpp tries them, the plain one last.
@@ -255,15 +259,61 @@ class Products(Closing):
             raise EngineError(f"{backend.name} does not multiply {self._kind} in this layout")
         graph, result = self._steps[self._turn % len(self._steps)]
         self._turn += 1
-        begun = perf_counter()
+        begun = backend.clock()
         code = function("ggml_backend_graph_compute")(backend.handle, graph)
         _read_number(result)
         if code:
             raise EngineError(f"{backend.name} did not multiply {self._kind}: code {code}")
-        return perf_counter() - begun
+        return backend.clock() - begun
 
     def close(self) -> None:
         """Free what describes the products, and their results; the memory stays."""
+        self._open.close()
+
+
+class Sums(Closing):
+    """Additions of a vector, one after the other: what operations cost that are no products.
+
+    Args:
+        count: additions of a step.
+        width: numbers of the vector.
+
+    Raises:
+        EngineError: a size that makes no sense, or no memory.
+    """
+
+    def __init__(self, backend: Backend, count: int, width: int = 2048) -> None:
+        if not (0 < count < _MOST and 0 < width < _MOST):
+            raise EngineError(f"no sums: {count=}, {width=}")
+        self.backend, self._open = backend, ExitStack()
+        tensors, graph = function("ggml_tensor_overhead")(), function("ggml_graph_overhead_custom")
+        size = (count + 1) * tensors + graph(count + 4, False)
+        context = function("ggml_init")(Room(size, None, True))
+        self._open.callback(function("ggml_free"), context)
+        self._graph = function("ggml_new_graph_custom")(context, count + 4, False)
+        first = self._last = function("ggml_new_tensor_2d")(context, _F32, width, 1)
+        for _ in range(count):
+            self._last = function("ggml_add")(context, self._last, first)
+        function("ggml_build_forward_expand")(self._graph, self._last)
+        buffer = function("ggml_backend_alloc_ctx_tensors")(context, backend.handle)
+        if not buffer:
+            self.close()
+            raise EngineError(f"{backend.name} has no memory left for sums")
+        self._open.callback(function("ggml_backend_buffer_free"), buffer)
+        zeros = np.zeros(width, np.float32)
+        function("ggml_backend_tensor_set")(first, zeros.ctypes.data, 0, zeros.nbytes)
+
+    def step(self) -> float:
+        """Add; seconds until the result can be read. Raises EngineError if the device does not."""
+        begun = self.backend.clock()
+        code = function("ggml_backend_graph_compute")(self.backend.handle, self._graph)
+        _read_number(self._last)
+        if code:
+            raise EngineError(f"{self.backend.name} did not add: code {code}")
+        return self.backend.clock() - begun
+
+    def close(self) -> None:
+        """Free everything. Closing again does nothing."""
         self._open.close()
 
 

@@ -3,7 +3,7 @@
 import ctypes
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ from gemcut.llama.devices import add_rpc
 from gemcut.llama.library import log, require
 from gemcut.llama.owner import Owner
 from gemcut.llama.params import model_params
+from gemcut.llama.refusal import refusal
 
 Progress = Callable[[float], None]
 
@@ -23,8 +24,11 @@ Progress = Callable[[float], None]
 class Model(Owner):
     """A loaded GGUF file. Close it, or use it as a context manager; its contexts close with it."""
 
-    def __init__(self, handle: int, options: ModelOptions, memory: Memory) -> None:
-        self.options = options
+    def __init__(
+        self, handle: int, options: ModelOptions, memory: Memory, path: Path | None = None
+    ) -> None:
+        self.options, self.path = options, path
+        self.modified = path.stat().st_mtime_ns if path else 0  # the file, when it was loaded
         self.memory = memory  # the weights' bytes by buffer type, from the log
         self.dependents: weakref.WeakSet[Owner] = weakref.WeakSet()  # closed before the model
         self._c = require()
@@ -43,8 +47,9 @@ class Model(Owner):
             on_progress: called with the fraction loaded; what it raises ends the loading.
 
         Raises:
-            EngineError: not a GGUF, cut short, of an unknown architecture, or out of memory;
-                in llama.cpp's words where it has some.
+            OutOfMemory: there is no memory for its weights.
+            EngineError: not a GGUF, cut short, or of an unknown architecture, in llama.cpp's words
+                where it has some.
         """
         c, path, options = require(), Path(path), options or ModelOptions()
         _check_file(path)
@@ -62,8 +67,8 @@ class Model(Owner):
                 c.llama_model_free(handle)
             raise report.failure
         if not handle:
-            raise EngineError(f"{path}: llama.cpp cannot load it: {log.reason(mark)}")
-        return cls(handle, options, read_memory(log.since(mark)))
+            raise refusal(f"{path}: llama.cpp cannot load it", mark)
+        return cls(handle, options, read_memory(log.since(mark)), path)
 
     def close(self) -> None:
         """Free the model and every context made of it."""
@@ -117,6 +122,13 @@ class Model(Owner):
     def metadata(self, key: str) -> str | None:
         """A value of the file's metadata as text, or None; arrays are not kept by llama.cpp."""
         return _read(self._c.llama_model_meta_val_str, self.handle, key.encode())
+
+    def all_metadata(self) -> Iterator[tuple[str, str]]:
+        """Keys and values of the file's metadata, but arrays, in the file's order."""
+        by_index = self._c.llama_model_meta_key_by_index, self._c.llama_model_meta_val_str_by_index
+        for index in range(self._c.llama_model_meta_count(self.handle)):
+            key, value = (_read(getter, self.handle, index) or "" for getter in by_index)
+            yield key, value
 
     # --- vocabulary ---
 
