@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from gemcut import ggml
 from gemcut.engine import ContextOptions
 
+# What llama.cpp lets keys and values be.
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 _PAD = 256  # llama.cpp rounds contexts and windows up to it
 _STATE_BYTES = 4  # states are F32, whatever the type of keys and values
 

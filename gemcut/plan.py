@@ -27,7 +27,7 @@ from gemcut.errors import PlanError
 
 VERSION = 2
 METADATA_KEY = "gemcut.plan"  # of the GGUF that carries it
-_PLACE = re.compile(r"cpu|gpu\d{1,3}")
+_PLACE = re.compile(r"cpu|gpu(0|[1-9]\d?)")  # as a profile names them
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,10 @@ from typing import Any
 from gemcut.artefact import read_text
 from gemcut.engine import ContextOptions
 from gemcut.errors import UsageError
+from gemcut.kv_cache import CACHE_TYPES
 from gemcut.quantize.request import Request, parse_rule
 from gemcut.sizes import parse_context, parse_size
 
-# What llama.cpp lets keys and values be.
-CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 CONTEXT = 32768  # tokens, if nothing is said and the model can hold as many
 _MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
 _MOST_TOKENS = (1 << 31) - 1

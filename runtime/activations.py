@@ -19,6 +19,7 @@ from gemcut.kv_cache import KVCache
 _F32 = 4  # activations are F32
 _HALF = 2  # masks, and copies of keys and values that are dequantized
 _LARGEST = 1 << 31
+_PARALLEL = ("gemma4", "arctic")  # architectures with a dense feed-forward beside the experts
 _INDICES = 48  # bytes of positions and cache indices for a token
 _Q8_1 = 36 / 32 / _F32  # of an F32 activation, as CUDA's products of quantized weights read it
 
@@ -39,6 +40,12 @@ class Widths:
     per_layer: int  # of per-layer embeddings, over all blocks
     head_lengths: tuple[int, ...]  # of keys, each once
     compressed: bool  # attention is computed on compressed keys (MLA)
+    parallel: bool  # a dense feed-forward is computed beside the experts, in the same block
+
+    @property
+    def narrow(self) -> int:
+        """Of all heads' queries together, in the layers where they are narrowest."""
+        return self.heads * min(self.head_lengths)
 
 
 def widths(metadata: Mapping[str, Value]) -> Widths:
@@ -67,6 +74,7 @@ def widths(metadata: Mapping[str, Value]) -> Widths:
         per_layer=read("embedding_length_per_layer_input") * read("block_count"),
         head_lengths=tuple(sorted({query, read("attention.key_length_swa", query)})),
         compressed=read("attention.key_length_mla") > 0,
+        parallel=read.architecture in _PARALLEL,
     )
 
 
@@ -77,7 +85,9 @@ def compute_bytes(model: Widths, cache: KVCache, options: ContextOptions) -> int
     """
     tokens = min(options.n_ubatch, options.n_ctx)
     scores = 0 if options.flash_attention is not False else _scores(model, cache, options)
-    live = max(_experts(model), _dense(model), _compressed_attention(model), scores)
+    hole = _hole(model, options)
+    attention = _compressed_attention(model) if model.compressed else _attention(model)
+    live = max(_experts(model, hole), _dense(model, hole), attention, scores)
     outputs = min(options.n_outputs or tokens, tokens)
     # What the blocks held is free by then, but in pieces, and logits need one.
     head = outputs * model.vocabulary + tokens * (live // 2 + 2 * model.hidden)
@@ -112,6 +122,31 @@ def pool_bytes(model: Widths, options: ContextOptions) -> int:
     return int(min(options.n_ubatch, options.n_ctx) * _F32 * widest * _Q8_1)
 
 
+def crossing_bytes(model: Widths, options: ContextOptions) -> int:
+    """Bytes in a card's compute buffer while the host computes its experts, for what is computed
+    beside them."""
+    beside = 2 * model.hidden if model.parallel else model.shared
+    return _F32 * beside * min(options.n_ubatch, options.n_ctx)
+
+
+def attention_flop(metadata: Mapping[str, Value], cache: KVCache) -> tuple[int, ...]:
+    """FLOP of each block's attention for a token and a cell that it attends to.
+
+    Every head multiplies its query with a key and its share with a value. Blocks that keep a state
+    instead of keys and values have none; those that use another block's have their own.
+    """
+    model, read = widths(metadata), _Numbers(metadata)
+    full = model.query + model.value
+    sliding = read("attention.key_length_swa", model.query)
+    sliding += read("attention.value_length_swa", model.value)
+    return tuple(
+        0
+        if block.state and not block.keys
+        else 2 * model.heads * (sliding, full)[not block.sliding]
+        for block in cache.blocks
+    )
+
+
 def _mask(cache: KVCache, options: ContextOptions) -> int:
     """Bytes of the masks for a token, one for each kind of cache."""
     size = _F32 if options.flash_attention is False else _HALF
@@ -131,32 +166,55 @@ def _cells(cache: KVCache, options: ContextOptions) -> list[int]:
     return [cache.cells(options)[sliding] // streams for sliding in sorted(kinds)]
 
 
-def _experts(model: Widths) -> int:
+def _experts(model: Widths, hole: int) -> int:
     """Numbers of a token while its routed experts are computed.
 
     Gate, up and their product, beside them what goes past the experts. The experts' results fit
-    into the room of gate and up, or come on top.
+    into the room of gate and up, or come on top. A narrow gate finds room in what attention left.
     """
     hidden, gate, down = model.hidden, model.used * model.expert, model.used * model.hidden
     if down <= 2 * gate:
-        return 3 * gate + 5 * hidden
-    return max(3 * gate + 6 * hidden + down, 2 * down + 2 * hidden)
+        return 3 * gate + 3 * hidden + hole
+    if model.narrow >= hidden >= gate:
+        return 3 * hidden + hole + down
+    if model.narrow >= hidden >= gate / 2:
+        return 3 * gate + 2 * hidden + hole + down
+    return 3 * gate + 3 * hidden + hole + down
 
 
-def _dense(model: Widths) -> int:
-    """Numbers of a token in a dense feed-forward, with a hole that its queries have left.
+def _dense(model: Widths, hole: int) -> int:
+    """Numbers of a token in a dense feed-forward.
 
     Beside shared experts lie the results of the routed ones.
     """
-    queries = 0 if model.compressed else model.heads * model.query
-    widest = max(3 * model.dense + 4 * model.hidden, 3 * model.shared + 6 * model.hidden)
-    return widest + queries + 2 * model.per_layer
+    beside = 4 * model.hidden if model.compressed else 3 * model.hidden + hole
+    shared = 3 * model.shared + 6 * model.hidden + hole
+    return max(3 * model.dense + beside, shared * (model.shared > 0)) + 2 * model.per_layer
+
+
+def _hole(model: Widths, options: ContextOptions) -> int:
+    """Numbers of a token in the hole that its queries leave, where nothing large fits in.
+
+    Queries of quantized keys are rotated, so that there are two; as wide as the residual stream
+    they leave room that is used.
+    """
+    if model.compressed:
+        return 0
+    if _rotations(model, options) and model.narrow <= model.hidden:
+        return 2 * model.narrow * (model.narrow < model.hidden)
+    return model.narrow
+
+
+def _attention(model: Widths) -> int:
+    """Numbers of a token in attention; where layers are of two widths, more is left between."""
+    queries = model.heads * model.query
+    wide = queries if model.narrow < queries else 0
+    return 3 * model.hidden + 2 * queries + wide
 
 
 def _compressed_attention(model: Widths) -> int:
     """Numbers of a token in attention on compressed keys, where queries are as wide as those."""
-    width = model.heads * (2 * model.query + model.value) + model.hidden
-    return width if model.compressed else 0
+    return model.heads * (2 * model.query + model.value) + model.hidden
 
 
 def _rotations(model: Widths, options: ContextOptions) -> int:
@@ -170,10 +228,10 @@ class _Numbers:
 
     def __init__(self, metadata: Mapping[str, Value]) -> None:
         self._metadata = metadata
-        self._architecture = str(self._data("general.architecture"))
+        self.architecture = str(self._data("general.architecture"))
 
     def __call__(self, key: str, default: int = 0) -> int:
-        name = f"{self._architecture}.{key}"
+        name = f"{self.architecture}.{key}"
         data = self._data(name)
         data = max(data, default=0) if isinstance(data, list) else data
         if data is None:

@@ -14,10 +14,17 @@ from dataclasses import dataclass, replace
 from gemcut.engine import ContextOptions
 from gemcut.errors import PlanError
 from gemcut.gguf_file import Value
-from gemcut.kv_cache import KVCache
+from gemcut.kv_cache import Block, KVCache
 from gemcut.kv_layout import kv_layout
 from gemcut.profile import HOST, Processor, Profile
-from gemcut.runtime.activations import compute_bytes, dequantized_bytes, pool_bytes, widths
+from gemcut.runtime.activations import (
+    attention_flop,
+    compute_bytes,
+    crossing_bytes,
+    dequantized_bytes,
+    pool_bytes,
+    widths,
+)
 
 # On a card, for what no formula says: cuBLAS' workspace, pools that grow in steps of 2 MiB, CUDA's
 # recorded graphs. llama.cpp's own fitting keeps 1 GiB; the driver's context (some 330 MiB) has to
@@ -26,8 +33,20 @@ CARD_MARGIN = 256 << 20
 # On the host: the interpreter, its libraries and a vocabulary of 262144 tokens, which were 88 MB,
 # the CPU's own copies of activations, a server and its texts.
 HOST_MARGIN = 512 << 20
-_LEAST_OFFLOADED = 32  # tokens of a ubatch that a card computes with the host's experts (ggml-cuda)
+LEAST_OFFLOADED = 32  # tokens of a ubatch that a card computes with the host's experts (ggml-cuda)
 
+# Of which a token reads rows: llama.cpp keeps these tables on the host.
+_LOOKUPS = ("token_embd.", "per_layer_token_embd.", "position_embd.", "token_types.")
+# Of no block by their names, of the first one to llama.cpp.
+_FIRST = (
+    "rope_freqs.",
+    "rope_factors_long.",
+    "rope_factors_short.",
+    "token_embd_norm.",
+    "per_layer_model_proj.",
+    "per_layer_proj_norm.",
+)
+_EMBEDDING = "token_embd.weight"
 _BLOCK = re.compile(r"blk\.(\d{1,9})\.")
 _ROUTED = re.compile(r"_(ch)?exps\.")
 
@@ -42,6 +61,7 @@ class Placed:
     weights: int
     place: str  # "cpu", "gpu0", ...
     copied: bool = False  # out of another copy, on the host, rows are looked up
+    home: str | None = None  # of its block, where the tensors do not show it
 
     @property
     def routed(self) -> bool:
@@ -59,7 +79,7 @@ class Fixed:
     """What a context takes beside the tensors, in bytes, and how it reads a prompt."""
 
     caches: tuple[int, ...]  # keys, values and states of each block, at full context
-    reads: tuple[int, ...]  # of them, what one token reads and writes at full context
+    reads: tuple[int, ...]  # of them, what one token reads and writes
     compute: int  # compute buffer, of any place; a host that computes experts only needs less
     outputs: int  # logits, on the host
     dequantized: int  # in a card's compute buffer: an F16 copy of quantized keys and values
@@ -67,6 +87,10 @@ class Fixed:
     tokens: int  # of a ubatch
     offloads: bool  # whether a card computes a ubatch with the host's experts
     kind: str  # ggml type of the keys
+    crossing: int = 0  # in a card's compute buffer, beside what the host computes of a block
+    attention: tuple[int, ...] = ()  # FLOP of each block for a token and a cell it attends to
+    spans: tuple[int, ...] = ()  # cells that it attends to at most
+    sharing: tuple[float, ...] = ()  # of each block, query heads to a head of keys and values
 
     def on_card(self, staged: int = 0) -> int:
         """Bytes for computing on a card.
@@ -77,11 +101,17 @@ class Fixed:
                 tensor into its compute buffer whole. Attention is over by then, so that room is
                 used twice.
         """
-        return self.compute + self.pool + max(self.dequantized, staged * self.offloads)
+        beside = self.pool + self.crossing
+        return self.compute + beside + max(self.dequantized, staged * self.offloads)
 
 
-def fixed(metadata: Mapping[str, Value], options: ContextOptions) -> Fixed:
+def fixed(
+    metadata: Mapping[str, Value], options: ContextOptions, depth: int | None = None
+) -> Fixed:
     """What a context with these options takes, whatever the tensors' types and places.
+
+    Args:
+        depth: tokens that a sequence holds when one more is generated; None: all that it can.
 
     Raises:
         PlanError: the architecture's caches are not known, or do not divide into their types.
@@ -98,16 +128,21 @@ def fixed(metadata: Mapping[str, Value], options: ContextOptions) -> Fixed:
     model = widths(metadata)
     tokens = min(options.n_ubatch, options.n_ctx)
     rows = min(options.n_outputs or options.n_batch or options.n_ctx, options.n_ctx)
+    flop = attention_flop(metadata, cache)
     return Fixed(
         caches=_each(cache, options),
-        reads=_reads(cache, options),
+        reads=_reads(cache, options, depth),
         compute=compute_bytes(model, cache, options),
         outputs=4 * rows * model.vocabulary,
         dequantized=dequantized_bytes(cache, options),
         pool=pool_bytes(model, options),
+        crossing=crossing_bytes(model, options),
         tokens=tokens,
-        offloads=options.op_offload and tokens >= _LEAST_OFFLOADED,
+        offloads=options.op_offload and tokens >= LEAST_OFFLOADED,
         kind=options.type_k,
+        attention=flop,
+        sharing=tuple(map(_sharing, flop, cache.blocks)),
+        spans=_spans(cache, options),
     )
 
 
@@ -129,7 +164,7 @@ def ledger(
     """Where the bytes of every place go: {place: {what: bytes}}; together they are its memory.
 
     "free" is what is left, below 0 where the plan does not fit. A place without tensors computes
-    nothing.
+    nothing. A host of no memory is one that is not planned for: there 0 is left.
 
     Args:
         role_of: the role of a tensor's name, under which its weights are summed.
@@ -159,7 +194,11 @@ def homes(tensors: Iterable[Placed], blocks: int) -> tuple[str, ...]:
     """Where each block is computed and has its caches: where all of it but its experts lives."""
     found: dict[int, str] = {}
     for tensor in tensors:
-        if tensor.block is not None and not tensor.routed:
+        if tensor.block is None:
+            continue
+        if tensor.home:
+            found[tensor.block] = tensor.home
+        elif not tensor.routed:
             found.setdefault(tensor.block, tensor.place)
     return tuple(found.get(block, HOST) for block in range(blocks))
 
@@ -188,6 +227,23 @@ def is_routed(name: str) -> bool:
     return _ROUTED.search(name) is not None
 
 
+def layer_of(name: str, blocks: int, tied: bool) -> int | None:
+    """The layer that a tensor belongs to in llama.cpp, the output being the last; None: to none,
+    since rows are looked up in it on the host.
+
+    Args:
+        blocks: of the model.
+        tied: whether the embedding is the output's matrix, too.
+    """
+    if (block := block_of(name)) is not None:
+        return block
+    if name == _EMBEDDING and tied:
+        return blocks
+    if name.startswith(_LOOKUPS):
+        return None
+    return 0 if name.startswith(_FIRST) and blocks else blocks
+
+
 def block_of(name: str) -> int | None:
     """The number of a tensor's block; None outside the blocks."""
     match = _BLOCK.match(name)
@@ -208,10 +264,11 @@ def _add(page: dict[str, int], kind: str, size: int) -> None:
 
 
 def _close(page: dict[str, int], place: Processor) -> None:
-    """Say what is left; a card without tensors computes nothing."""
+    """Say what is left: of a host that is not planned for nothing. A card without tensors computes
+    nothing."""
     if place.name != HOST and not any(kind.startswith("weights") for kind in page):
         page["compute"] = 0
-    page["free"] = place.memory - sum(page.values())
+    page["free"] = place.memory - sum(page.values()) if place.memory else 0
 
 
 def _each(cache: KVCache, options: ContextOptions) -> tuple[int, ...]:
@@ -220,13 +277,29 @@ def _each(cache: KVCache, options: ContextOptions) -> tuple[int, ...]:
     return tuple(one.sizes(options).total for one in alone)
 
 
-def _reads(cache: KVCache, options: ContextOptions) -> tuple[int, ...]:
+def _sharing(flop: int, block: Block) -> float:
+    """Query heads to a head of keys and values: two FLOP for every number that one head reads."""
+    return flop / 2 / (block.keys + block.values) if block.keys else 1.0
+
+
+def _reads(cache: KVCache, options: ContextOptions, depth: int | None) -> tuple[int, ...]:
     """Bytes of every block's caches that a token of one sequence reads.
 
-    Attention goes over all cells of a sliding window's cache, those past the window, too, which it
-    then ignores. A state is read and written.
+    Attention goes over all cells that are in use, in a sliding window's cache those past the
+    window, too, which it then ignores. A state is read and written.
     """
-    streams = 1 if options.kv_unified else options.n_seq
-    one = replace(options, n_seq=1, n_ctx=max(1, options.n_ctx // streams))
+    tokens = min(_alone(options).n_ctx, depth or options.n_ctx)
+    one = replace(_alone(options), n_ctx=max(1, tokens))
     sizes = (replace(cache, blocks=(block,)).sizes(one) for block in cache.blocks)
     return tuple(size.full + size.swa + 2 * size.recurrent for size in sizes)
+
+
+def _spans(cache: KVCache, options: ContextOptions) -> tuple[int, ...]:
+    full, swa = cache.cells(_alone(options))
+    return tuple(swa if block.sliding else full for block in cache.blocks)
+
+
+def _alone(options: ContextOptions) -> ContextOptions:
+    """The context as one of its sequences sees it."""
+    streams = 1 if options.kv_unified else options.n_seq
+    return replace(options, n_seq=1, n_ctx=max(1, options.n_ctx // streams))

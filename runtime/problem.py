@@ -65,6 +65,8 @@ class Problem:
     loss: float = math.inf
     aim: Aim = LOSS
     rough: bool = False  # only options that a price of a byte could choose: nearly as good, sooner
+    homes: tuple[tuple[int, ...], ...] = ()  # the only ones each block may have; none: any
+    patience: float = 20.0  # seconds that looking for a solution may take
 
     @property
     def blocks(self) -> int:

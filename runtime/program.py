@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 GAP = 1e-4  # relative, at which a solution counts as the best
 _SCALE = 1e4  # what a row's bound becomes: HiGHS' tolerances are absolute
 _TOLERANCE = 1e-9  # HiGHS' own lets a presolved bound be passed by 1e-7 of it, which are bytes here
-_SECONDS = 20.0  # that one program may take
 _LOSS = 0.01  # nats: gaps of smaller losses are relative to it, since nobody can tell these apart
 _MIB = 1 << 20
 _TRIES = 2  # numbers of blocks on the host
@@ -59,6 +58,8 @@ def solve(problem: Problem, gap: float = GAP) -> Solution | None:
     Raises:
         EngineError: HiGHS failed.
     """
+    if problem.homes:
+        return _Program(problem, problem.homes).solve(gap)
     places = tuple(range(len(problem.room)))
     if places[1:]:
         found = _Program(problem, [places[1:]] * problem.blocks).solve(gap)
@@ -66,6 +67,17 @@ def solve(problem: Problem, gap: float = GAP) -> Solution | None:
             return found
     start = _divided(problem, gap) if len(places) == 2 else None
     return _Program(problem, [places] * problem.blocks).solve(gap, start)
+
+
+def bound(problem: Problem) -> float:
+    """Seconds that no solution is below, found sooner than a solution; infinity: there is none.
+
+    Raises:
+        EngineError: HiGHS failed.
+    """
+    places = tuple(range(len(problem.room)))
+    homes = places if problem.at_home or not places[1:] else places[1:]
+    return _Program(problem, problem.homes or [homes] * problem.blocks).bound()
 
 
 def _divided(problem: Problem, gap: float) -> Solution | None:
@@ -287,7 +299,19 @@ class _Program:
         values = np.asarray(solver.getSolution().col_value)
         return self._solution(values, max(0.0, info.mip_gap))
 
-    def _solver(self, gap: float) -> "highspy.Highs":
+    def bound(self) -> float:
+        """The least seconds if everything could be divided."""
+        solver = self._solver(0.0, whole=False)
+        solver.run()
+        status = solver.modelStatusToString(solver.getModelStatus())
+        if status == "Infeasible":
+            return math.inf
+        if status != "Optimal":
+            raise EngineError(f"HiGHS failed on a plan: {status}")
+        values = np.asarray(solver.getSolution().col_value)
+        return self.problem.overhead + float(values @ np.array(self.columns.seconds))
+
+    def _solver(self, gap: float, whole: bool = True) -> "highspy.Highs":
         import highspy
 
         solver = highspy.Highs()  # type: ignore[no-untyped-call]
@@ -295,14 +319,14 @@ class _Program:
             "output_flag": False,
             "mip_rel_gap": gap,
             "mip_abs_gap": gap * _LOSS * self._unit if self.problem.aim.loss else 0.0,
-            "time_limit": _SECONDS,
+            "time_limit": self.problem.patience,
             "threads": 1,
             "random_seed": 0,
             "mip_feasibility_tolerance": _TOLERANCE,
             "primal_feasibility_tolerance": _TOLERANCE,
         }.items():
             solver.setOptionValue(option, value)
-        solver.passModel(self._model(highspy))
+        solver.passModel(self._model(highspy, whole))
         return solver
 
     def _begin(self, solver: "highspy.Highs", start: Solution) -> None:
@@ -313,10 +337,10 @@ class _Program:
         }
         for home, chosen in zip(self.homes, start.homes, strict=True):
             known |= {column: float(at == chosen) for at, column in home.items()}
-        solver.setOptionValue("time_limit", _SECONDS / 4)
+        solver.setOptionValue("time_limit", self.problem.patience / 4)
         solver.setSolution(len(known), np.array(list(known), np.int32), np.array([*known.values()]))
 
-    def _model(self, highspy: Any) -> Any:
+    def _model(self, highspy: Any, whole: bool) -> Any:
         cost, free, count = self._cost, self.columns.free, len(self.columns.loss)
         lp = highspy.HighsLp()
         lp.num_col_, lp.num_row_ = count, len(self.rows)
@@ -324,9 +348,10 @@ class _Program:
         lp.col_lower_ = np.array([free.get(column, (0, 1))[0] for column in range(count)], float)
         lp.col_upper_ = np.array([free.get(column, (0, 1))[1] for column in range(count)], float)
         kinds = highspy.HighsVarType
-        lp.integrality_ = [
-            kinds.kContinuous if column in free else kinds.kInteger for column in range(count)
-        ]
+        if whole:
+            lp.integrality_ = [
+                kinds.kContinuous if column in free else kinds.kInteger for column in range(count)
+            ]
         lp.row_lower_ = np.array([low for _, low, _ in self.rows])
         lp.row_upper_ = np.array([high for _, _, high in self.rows])
         lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise

@@ -2,20 +2,30 @@
 
 A token in decoding reads what is active of every tensor, and its caches; where the experts of a
 block are on the host while the block is on a card, the two speak to each other once more. A prompt
-is computed ubatch by ubatch; a card computes with the host's experts, too, and has to be given
-those that the ubatch hits. Nothing overlaps: places take turns, as in llama.cpp.
+is computed ubatch by ubatch; a card computes with the host's tensors, too, and has to be given
+them, of experts those that the ubatch hits. Nothing overlaps: places take turns, as in llama.cpp.
 """
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from gemcut.gguf_file import Value
-from gemcut.profile import Processor, Profile
-from gemcut.runtime.ledger import Fixed, Placed, block_of, card_beside, homes, is_routed
+from gemcut.profile import HOST, Processor, Profile
+from gemcut.runtime.ledger import (
+    LEAST_OFFLOADED,
+    Fixed,
+    Placed,
+    block_of,
+    card_beside,
+    homes,
+    is_routed,
+)
 
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
+_OPERATIONS = 3  # of a graph, for each tensor of the file
 _LOOKUPS = (_EMBEDDING, "per_layer_token_embd.weight")  # of which a token reads one row
 
 
@@ -68,54 +78,134 @@ def token_seconds(processor: Processor, kind: str, active: float) -> float:
     return active / processor.rate(kind)
 
 
+def starting_seconds(profile: Profile, tensors: int) -> float:
+    """Seconds that the operations of a token, or a ubatch, take however small they are.
+
+    For each tensor of the file about three: 2.6 to 3.2 were counted in llama.cpp's graphs. Beside
+    its product there are rotations, activations, sums over experts.
+    """
+    return _OPERATIONS * tensors * profile.operation
+
+
 def cache_seconds(processor: Processor, kind: str, read: int) -> float:
     """Seconds in which it reads so many bytes of keys and values of a ggml type for one token."""
     return read / processor.rate(kind)
 
 
+@dataclass(frozen=True)
+class Prices:
+    """What tensors and caches cost in seconds at their places: for a token, and for a ubatch.
+
+    shares: of all tensors, see `active_shares`. prompt: its tokens, of which each ubatch takes as
+    many; None: a ubatch.
+    """
+
+    profile: Profile
+    needs: Fixed
+    shares: Mapping[str, float]
+    prompt: int | None = None
+
+    @cached_property
+    def places(self) -> dict[str, Processor]:
+        """By name."""
+        return {place.name: place for place in self.profile.places}
+
+    @cached_property
+    def ubatches(self) -> int:
+        """Number of ubatches of the prompt."""
+        return -(-(self.prompt or 1) // self.needs.tokens)
+
+    @cached_property
+    def tokens(self) -> float:
+        """Tokens of the mean ubatch."""
+        return (self.prompt or self.needs.tokens) / self.ubatches
+
+    @cached_property
+    def offloader(self) -> Processor | None:
+        """The card that computes a ubatch with the host's tensors: llama.cpp asks the first one
+        that would (ggml-backend.cpp, `ggml_backend_sched_backend_id_from_cur`)."""
+        if not self.needs.offloads or self.tokens < LEAST_OFFLOADED:
+            return None
+        return next((card for card in self.profile.cards if card.link), None)
+
+    def token(self, tensor: Placed) -> float:
+        """Seconds of a tensor for a token that is generated."""
+        active = tensor.size * self.shares[tensor.name]
+        return token_seconds(self.places[tensor.place], tensor.type, active)
+
+    def ubatch(self, tensor: Placed) -> float:
+        """Seconds of a tensor for a ubatch. Logits are wanted of a prompt's last token alone, so
+        the output costs nothing."""
+        if tensor.name in (_EMBEDDING, _OUTPUT):
+            return 0.0
+        share, place, seconds = self.shares[tensor.name], self.places[tensor.place], 0.0
+        read = tensor.size * hit(share, self.tokens)
+        if tensor.place == HOST and self.offloader:
+            place, seconds = self.offloader, read / self.offloader.link
+        return seconds + _product(place, tensor, share * self.tokens, read)
+
+    def reading(self, block: int, place: str) -> float:
+        """Seconds of a block's caches, which are at this place, for a token that is generated.
+
+        A CPU goes over keys and values anew for each query head that shares them.
+        """
+        seconds = cache_seconds(self.places[place], self.needs.kind, self.needs.reads[block])
+        return (
+            seconds * self.needs.sharing[block] if place == HOST and self.needs.sharing else seconds
+        )
+
+    def attending(self, block: int, place: str) -> float:
+        """Seconds of a block's attention, at this place, for the mean ubatch."""
+        rate = self.places[place].flops
+        if not self.needs.attention or not rate:
+            return 0.0
+        return self.needs.attention[block] * self.tokens * self._cells(block) / rate
+
+    def _cells(self, block: int) -> float:
+        """Cells that a ubatch attends to, over all of the prompt: those before it and its own."""
+        span = self.needs.spans[block]
+        growing = min(self.ubatches, int(span // self.tokens))
+        cells = self.tokens * growing * (growing + 1) / 2 + span * (self.ubatches - growing)
+        return cells / self.ubatches
+
+    def besides(self, placed: Collection[Placed], at: Sequence[str]) -> float:
+        """Seconds of a token, or a ubatch, beside its products and caches."""
+        apart = {tensor.block for tensor in placed if card_beside(tensor, at)}
+        return starting_seconds(self.profile, len(placed)) + len(apart) * self.profile.sync
+
+
 def decode_speed(
     profile: Profile, needs: Fixed, tensors: Iterable[Placed], shares: Mapping[str, float]
 ) -> Speed:
-    """Speed of generating with a full context.
+    """Speed of generating with as much in the context as `needs` is about.
 
     Args:
         shares: of all tensors, see `active_shares`.
     """
-    places, placed = _places(profile), list(tensors)
+    prices, placed = Prices(profile, needs, shares), list(tensors)
     at = homes(placed, len(needs.caches))
-    seconds = _besides(profile, placed, at)
-    for tensor in placed:
-        active = tensor.size * shares[tensor.name]
-        seconds += token_seconds(places[tensor.place], tensor.type, active)
-    for home, read in zip(at, needs.reads, strict=True):
-        seconds += cache_seconds(places[home], needs.kind, read)
+    seconds = prices.besides(placed, at) + sum(map(prices.token, placed))
+    seconds += sum(prices.reading(block, home) for block, home in enumerate(at))
     return Speed(seconds, seconds * profile.doubt)
 
 
 def prefill_speed(
-    profile: Profile, needs: Fixed, tensors: Iterable[Placed], shares: Mapping[str, float]
+    profile: Profile,
+    needs: Fixed,
+    tensors: Iterable[Placed],
+    shares: Mapping[str, float],
+    prompt: int | None = None,
 ) -> Speed:
-    """Speed of reading a prompt of many ubatches, without what attention over a long one takes.
-
-    Logits are wanted of its last token alone, so the output costs nothing.
-    """
-    places, placed = _places(profile), list(tensors)
+    """Speed of reading a prompt of so many tokens; None: of one ubatch."""
+    prices, placed = Prices(profile, needs, shares, prompt), list(tensors)
     at = homes(placed, len(needs.caches))
-    seconds = _besides(profile, placed, at)
-    for tensor in placed:
-        if tensor.name in (_EMBEDDING, _OUTPUT):
-            continue
-        share, place = shares[tensor.name], places[tensor.place]
-        read = tensor.size * hit(share, needs.tokens)
-        card = places.get(card_beside(tensor, at) or "")
-        if card and card.link and needs.offloads:
-            seconds, place = seconds + read / card.link, card
-        seconds += _product(place, tensor, share * needs.tokens, read)
-    seconds /= needs.tokens
+    seconds = prices.besides(placed, at) + sum(map(prices.ubatch, placed))
+    seconds += sum(prices.attending(block, home) for block, home in enumerate(at))
+    seconds /= prices.tokens
     return Speed(seconds, seconds * profile.doubt)
 
 
-def hit(share: float, tokens: int) -> float:
+def hit(share: float, tokens: float) -> float:
     """Share of the experts that some of these tokens use, if each uses any with equal chance.
 
     Real tokens are alike, so fewer are hit (70 to 75 % of 128 by 512 tokens with 4 each, instead of
@@ -128,16 +218,6 @@ def _product(place: Processor, tensor: Placed, tokens: float, read: float) -> fl
     """Seconds of a tensor's product with so many tokens: of its FLOP, or of reading it."""
     computing = 2 * tensor.weights * tokens / place.flops if place.flops else 0.0
     return max(computing, read / place.rate(tensor.type))
-
-
-def _besides(profile: Profile, placed: Iterable[Placed], at: Sequence[str]) -> float:
-    """Seconds of a computation beside its products."""
-    apart = {tensor.block for tensor in placed if card_beside(tensor, at)}
-    return profile.overhead + len(apart) * profile.sync
-
-
-def _places(profile: Profile) -> dict[str, Processor]:
-    return {place.name: place for place in profile.places}
 
 
 def _largest(value: Value | None) -> int:

@@ -171,8 +171,10 @@ CONTEXTS = [
     ContextOptions(n_ctx=16384, n_seq=4, n_outputs=4),
     ContextOptions(n_ctx=8192, flash_attention=False, n_outputs=1),
 ]
-UNDER, OVER = 0.002, 0.26  # how far a formula may be off, relatively
-SMALL = 4 << 20  # or in bytes
+# How far a formula may be off, relatively; further where a run is not planned so: with the logits
+# of all tokens, or without flash attention.
+UNDER, OVER, COARSE = 0.002, 0.03, 0.26
+SMALL = 32 << 20  # or in bytes
 
 CLIENT = """
 import json, sys
@@ -185,7 +187,7 @@ print(json.dumps(compute_of(sys.argv[2], Path(sys.argv[3]), CONTEXTS[:3], expert
 """
 
 
-def metadata_for(name):
+def metadata_for(name: str) -> dict[str, Value]:
     """A model's metadata, without what it does not have."""
     architecture, changes = SHAPES[name]
     metadata = metadata_of(architecture, {k: v for k, v in changes.items() if v is not None})
@@ -204,9 +206,9 @@ def compute_of(name, path, contexts, overrides=()):
         return found
 
 
-def check(predicted, found):
+def check(predicted, found, over=OVER):
     """Not below what llama.cpp takes, and not far above it."""
-    assert found * (1 - UNDER) <= predicted <= found * (1 + OVER) + SMALL
+    assert found * (1 - UNDER) <= predicted <= max(found * (1 + over), found + SMALL)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -216,7 +218,8 @@ def test_computing_takes_what_llama_cpp_reserves(name, tmp_path):
     for options, found in zip(
         CONTEXTS, compute_of(name, tmp_path / "m.gguf", CONTEXTS), strict=True
     ):
-        check(fixed(metadata, options).compute, found["CPU"])
+        over = OVER if options.flash_attention else COARSE
+        check(fixed(metadata, options).compute, found["CPU"], over)
 
 
 @pytest.mark.parametrize("experts", ["", r"blk\.\d*[02468]\.ffn_.*_exps", r"ffn_.*_exps"])
@@ -229,10 +232,10 @@ def test_a_card_takes_no_more(name, experts, tmp_path):
     for options, found in zip(CONTEXTS, json.loads(stdout.splitlines()[-1]), strict=False):
         card = found[f"RPC0[{endpoint}]"]
         needs = fixed(metadata, options)
-        assert card <= needs.compute * (1 + UNDER)
+        assert card <= (needs.compute + needs.crossing) * (1 + UNDER)
         assert found["CPU"] <= needs.compute * (1 + UNDER)
         if experts != r"ffn_.*_exps":
-            check(needs.compute, card)
+            check(needs.compute + needs.crossing * bool(experts), card)
 
 
 @pytest.mark.parametrize("outputs", [1, 64, None])
@@ -248,7 +251,7 @@ def test_logits_are_counted(outputs, tmp_path):
         found = context.memory
     needs = fixed(metadata, options)
 
-    check(needs.compute, found.compute["CPU"])
+    check(needs.compute, found.compute["CPU"], COARSE)
     assert needs.outputs == found.outputs == 4 * (outputs or 2048) * len(tokens)
 
 
@@ -296,8 +299,9 @@ def test_quantized_caches_are_copied_on_cards_alone():
     assert needs.dequantized == 2 * 131072 * 2 * (512 + 512)
     assert fixed(metadata, replace(options, type_v="f16")).dequantized == 2 * 131072 * 2 * 512
     assert fixed(metadata, ContextOptions(n_ctx=131072)).dequantized == 0
-    assert needs.on_card() == needs.compute + needs.pool + needs.dequantized
-    assert needs.on_card(1 << 30) == needs.compute + needs.pool + (1 << 30)
+    beside = needs.compute + needs.pool + needs.crossing
+    assert needs.on_card() == beside + needs.dequantized
+    assert needs.on_card(1 << 30) == beside + (1 << 30)
 
 
 @pytest.mark.parametrize("changes", [{"op_offload": False}, {"n_ubatch": 16}])

@@ -16,6 +16,7 @@ from gemcut.runtime.throughput import (
     decode_speed,
     hit,
     prefill_speed,
+    starting_seconds,
     token_seconds,
 )
 from tests.test_kv_cache import metadata_of
@@ -23,7 +24,7 @@ from tests.test_kv_cache import metadata_of
 GIB = 1 << 30
 HOST = Processor("cpu", "host", 64 * GIB, 0, 50e9, {"q2_k": 20e9}, 1e12)
 CARD = Processor("gpu0", "card", 16 * GIB, 0, 500e9, flops=50e12, link=25e9)
-MACHINE = Profile("one card", HOST, (CARD,), overhead=1e-3, sync=1e-4, doubt=0.2)
+MACHINE = Profile("one card", HOST, (CARD,), operation=2e-6, sync=1e-4, doubt=0.2)
 
 
 def model(blocks, experts, used, per_block, weights, on_host, n_ctx=256, **changes):
@@ -40,7 +41,7 @@ def model(blocks, experts, used, per_block, weights, on_host, n_ctx=256, **chang
         name = f"blk.{block}.ffn_down_exps.weight"
         placed.append(Placed(name, "q4_k", per_block, weights, place))
     needs = fixed(metadata, ContextOptions(n_ctx=n_ctx, **changes))
-    needs = replace(needs, reads=(0,) * blocks)
+    needs = replace(needs, reads=(0,) * blocks, attention=())
     return needs, placed, active_shares(metadata, [tensor.name for tensor in placed])
 
 
@@ -51,7 +52,8 @@ def test_decoding_with_experts_on_the_host(on_host, measured):
     which the experts that fit onto the card take 2 % of it for a block."""
     host = replace(HOST, bandwidth=0.61 * 76.8e9, by_type={})
     card = replace(CARD, bandwidth=960e9)
-    machine = Profile("reported", host, (card,), overhead=6.6e-3 - 40 * 15.3e6 / 960e9)
+    beside = (6.6e-3 - 40 * 15.3e6 / 960e9) / starting_seconds(Profile("", host, operation=1.0), 80)
+    machine = Profile("reported", host, (card,), operation=beside)
     needs, placed, shares = model(40, 256, 8, int(15.3e6 * 32), 1, on_host)
     found = decode_speed(machine, needs, placed, shares)
 
@@ -120,7 +122,7 @@ def test_a_token_takes_what_its_parts_take():
     found = decode_speed(MACHINE, needs, placed, shares)
 
     wanted = (
-        MACHINE.overhead
+        starting_seconds(MACHINE, len(placed))
         + 3 * MACHINE.sync
         + token_seconds(HOST, "q2_k", 2e6)
         + 2 * token_seconds(HOST, "q4_k", 2e6)
@@ -137,7 +139,7 @@ def test_small_batches_are_computed_where_the_experts_are(changes):
     """Then the host's FLOP count, or how fast it reads, and nothing is handed over."""
     needs, placed, shares = model(2, 8, 2, 800, 10**9, on_host=2, **changes)
     found = prefill_speed(MACHINE, needs, placed, shares)
-    overhead = (MACHINE.overhead + 2 * MACHINE.sync) / needs.tokens
+    overhead = (starting_seconds(MACHINE, len(placed)) + 2 * MACHINE.sync) / needs.tokens
 
     assert found.seconds - overhead == pytest.approx(2 * 2 * 10**9 * 0.25 / HOST.flops)
 
@@ -171,3 +173,48 @@ def test_experts_hit():
     assert hit(4 / 128, 1) == pytest.approx(4 / 128)
     assert hit(4 / 128, 64) == pytest.approx(0.869, abs=1e-3)
     assert (hit(1.0, 1), hit(0.0, 512)) == (1, 0)
+
+
+def test_a_longer_prompt_attends_to_more():
+    """FLOP of attention grow with what came before, up to a sliding window's cells."""
+    metadata = metadata_of(
+        "gemma4",
+        {
+            "block_count": 2,
+            "attention.head_count": 8,
+            "attention.key_length": 512,
+            "attention.value_length": 512,
+            "attention.key_length_swa": 256,
+            "attention.value_length_swa": 256,
+            "attention.sliding_window": 1024,
+            "attention.sliding_window_pattern": [True, False],
+        },
+    )
+    needs = fixed(metadata, ContextOptions(n_ctx=8192, n_ubatch=512))
+    machine = replace(MACHINE, sync=0.0)
+    placed = [Placed(f"blk.{n}.attn_norm.weight", "f32", 0, 0, "gpu0") for n in range(2)]
+
+    def beyond(prompt):
+        """Seconds of a token beside its first ubatch's operations."""
+        return prefill_speed(machine, needs, placed, dict.fromkeys(SHARES, 1.0), prompt).seconds
+
+    assert needs.attention == (2 * 8 * 512, 2 * 8 * 1024)
+    assert needs.spans == (1536, 8192)
+    sliding = 2 * 8 * 512 * (512 + 1024 + 6 * 1536) / 8
+    full = 2 * 8 * 1024 * 512 * (1 + 2 + 3 + 4 + 5 + 6 + 7 + 8) / 8
+    once = 2 * 8 * 512 * 512 + 2 * 8 * 1024 * 512
+    assert beyond(4096) - beyond(512) == pytest.approx((sliding + full - once) / CARD.flops)
+
+
+SHARES = [f"blk.{n}.attn_norm.weight" for n in range(2)]
+
+
+def test_the_first_card_with_a_link_computes_prompts():
+    """llama.cpp asks the cards in their order; devices of other machines refuse."""
+    far, near = replace(CARD, link=0.0), replace(CARD, link=1e9)
+    machine = replace(MACHINE, operation=0.0, sync=0.0).with_cards((far, near, CARD))
+    needs, placed, shares = model(2, 8, 2, 800, 1000, on_host=2)
+    found = prefill_speed(machine, needs, placed, shares)
+    read = 2 * 800 * hit(0.25, 256)
+    computing = 2 * max(2 * 1000 * 0.25 * 256 / near.flops, read / 2 / near.bandwidth)
+    assert found.seconds * 256 == pytest.approx(read / near.link + computing)
