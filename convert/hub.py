@@ -1,4 +1,5 @@
-"""Checkpoints on the Hub: the only part of gemcut that touches the network, and only when asked.
+"""Checkpoints on the Hub. With finished files (`hub_gguf`) and what the two share, this is all of
+gemcut that touches the network, and only when asked.
 
 A repository is listed and its small files are fetched; of the weights only headers at first, so
 that what cannot be converted is found before hours of downloading. What is fetched goes into the
@@ -8,19 +9,18 @@ own and away again.
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gemcut.convert import transfer
+from gemcut.convert import hub_cache, transfer
 from gemcut.convert.files import Files, LocalFiles, read_at, small_files, weight_files
+from gemcut.convert.hub_cache import Progress as Progress
 from gemcut.convert.listing import Place as Place
 from gemcut.convert.listing import Unreachable, explained, listed
 from gemcut.convert.transfer import Remote
 from gemcut.errors import CheckpointError
-
-Progress = Callable[[str, int, int], None]  # told what is fetched, and bytes done and in all
 
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _HEAD = 1 << 18  # bytes: the headers of most shards fit, so that one request will do
@@ -142,12 +142,8 @@ class HubFiles:
 
     def _at_hand(self, name: str) -> Path | None:
         """Where a file is on this machine, if it is."""
-        from huggingface_hub import try_to_load_from_cache
-
-        place = self.place
-        found = try_to_load_from_cache(place.repository, name, place.store, self.commit)
-        if isinstance(found, str):
-            return Path(found)
+        if found := hub_cache.at_hand(self.place, name, self.commit):
+            return found
         own = self._scratch / self.commit / name if self._scratch is not None else None
         return own if own is not None and own.exists() else None
 
@@ -159,58 +155,20 @@ class HubFiles:
             raise CheckpointError(f"{self.where}: changed while it was read; run again")
 
     def _fetch_to_cache(self, names: Collection[str], what: str) -> None:
-        """Put files' contents where the cache looks for them before it downloads anything."""
-        from huggingface_hub.file_download import repo_folder_name
-
-        blobs = self.place.store / repo_folder_name(repo_id=self.where, repo_type="model") / "blobs"
-        wanted = {blobs / self._remotes[name].digest: self._remotes[name] for name in names}
-        wanted = {blob: remote for blob, remote in wanted.items() if not blob.exists()}
-        missing = sum(transfer.missing_bytes(remote, blob) for blob, remote in wanted.items())
-        transfer.check_room(blobs, missing, self.where, _MORE_ROOM)
-        told = self._counter(what, sum(remote.size for remote in wanted.values()))
-        for blob, remote in wanted.items():
-            if not _is_for_the_client(remote):
-                transfer.fetch(remote, blob, told)
+        remotes = [self._remotes[name] for name in names]
+        hub_cache.fetch(self.place, remotes, what, self._progress, _MORE_ROOM)
 
     def _fetch_to_scratch(self, remote: Remote, folder: Path, name: str) -> Path:
         missing = transfer.missing_bytes(remote, folder / name)
         transfer.check_room(folder, missing, remote.name, _ROOM_FOR_ONE)
-        if _is_for_the_client(remote):
+        if hub_cache.is_for_the_client(remote):
             return self._link([name], self.commit, local_dir=folder) / name
-        transfer.fetch(remote, folder / name, self._counter(name, remote.size))
+        told = hub_cache.counter(self._progress, name, remote.size)
+        transfer.fetch(remote, folder / name, told)
         return folder / name
 
     def _link(self, names: Sequence[str], revision: str | None, **to: Any) -> Path:
-        """The cache's folder with these files; the client fetches what contents are not there."""
-        from huggingface_hub import snapshot_download
-
-        place = self.place
-        arguments = {"cache_dir": place.store, "token": place.token, "endpoint": place.endpoint}
-        folder = snapshot_download(
-            self.where,
-            revision=revision,
-            allow_patterns=list(names),
-            tqdm_class=_silent_bar(),
-            **{**arguments, **to},
-        )
-        return Path(folder)
-
-    def _counter(self, what: str, total: int) -> transfer.Told:
-        done = 0
-
-        def told(count: int) -> None:
-            nonlocal done
-            done += count
-            self._progress(what, done, total)
-
-        return told
-
-
-def _is_for_the_client(remote: Remote) -> bool:
-    """Whether a file is too large for HTTP: the Hub hands it out by a protocol of its own only."""
-    from huggingface_hub import constants
-
-    return remote.size > constants.MAX_HTTP_DOWNLOAD_SIZE
+        return hub_cache.link(self.place, names, revision, **to)
 
 
 def _cached(place: Place, otherwise: str) -> Files:
@@ -243,14 +201,3 @@ def _cached(place: Place, otherwise: str) -> Files:
 def _identity(place: Place, commit: str) -> str:
     """A commit fixes every byte."""
     return hashlib.sha256(f"{place.repository}@{commit}".encode()).hexdigest()
-
-
-def _silent_bar() -> type[Any]:
-    """A progress bar for the client that shows nothing."""
-    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
-
-    class Silent(tqdm):
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
-
-    return Silent

@@ -49,6 +49,33 @@ def listed(place: Place) -> tuple[str, dict[str, Remote]]:
     Raises:
         CheckpointError: unknown, not accessible, or there are no weights.
     """
+    info, siblings = _asked(place)
+    commit = str(info.sha)
+    found = {name: _remote(place, commit, s) for name, s in siblings.items() if _at_top(name)}
+    if not weights_among(found):
+        origin = getattr(info.card_data, "base_model", None)
+        raise CheckpointError(_no_weights(place, list(siblings), origin))
+    return commit, found
+
+
+def listed_ggufs(place: Place) -> tuple[str, dict[str, Remote]]:
+    """The commit that a revision is, and its GGUF files, those in folders, too.
+
+    Raises:
+        CheckpointError: unknown, or not accessible.
+    """
+    info, siblings = _asked(place)
+    commit = str(info.sha)
+    ggufs = {
+        name: _remote(place, commit, sibling)
+        for name, sibling in siblings.items()
+        if name.endswith(".gguf") and all(map(_at_top, name.split("/")))
+    }
+    return commit, ggufs
+
+
+def _asked(place: Place) -> tuple[Any, dict[str, Any]]:
+    """What the Hub says of a revision, and of its files by their names."""
     from huggingface_hub import HfApi, constants
 
     with explained(place):
@@ -58,14 +85,9 @@ def listed(place: Place) -> tuple[str, dict[str, Remote]]:
             files_metadata=True,
             timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
         )
-        commit, siblings = str(info.sha), info.siblings or []
-        if not _COMMIT.fullmatch(commit):
-            raise CheckpointError(f"{place.repository}: the Hub names no commit, but {commit!r}")
-        found = {s.rfilename: _remote(place, commit, s) for s in siblings if _at_top(s.rfilename)}
-    if not weights_among(found):
-        origin = getattr(info.card_data, "base_model", None)
-        raise CheckpointError(_no_weights(place, [s.rfilename for s in siblings], origin))
-    return commit, found
+        if not _COMMIT.fullmatch(str(info.sha)):
+            raise CheckpointError(f"{place.repository}: the Hub names no commit, but {info.sha!r}")
+    return info, {sibling.rfilename: sibling for sibling in info.siblings or []}
 
 
 @contextmanager
@@ -115,7 +137,7 @@ def _no_weights(place: Place, names: Collection[str], origin: object) -> str:
         instead = f"it was made from, {of}," if of else "it was made from"
         return (
             f"{where}: holds GGUF files only, which are converted already: cut the model that "
-            f"{instead} or get one as it is: `hf download {where} {ggufs[0]}`"
+            f"{instead} or run one as it is: `gemcut run {where}:{ggufs[0]}`"
         )
     if "adapter_config.json" in names:
         return f"{where}: holds an adapter only; merge it into its model and convert the result"

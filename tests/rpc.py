@@ -1,6 +1,8 @@
 """A second process that stands in for a GPU: it offers its CPU over the loopback interface."""
 
+import ctypes
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -35,19 +37,63 @@ def beside_a_device(code, *arguments):
     return endpoint, done.stdout
 
 
-@contextmanager
-def rpc_server():
-    """A process that offers its CPU over loopback."""
+SERVER = """
+import sys
+from gemcut.llama import devices, serve_rpc
+from tests.rpc import limit_memory
+endpoint, room = sys.argv[1], int(sys.argv[2])
+devices()  # what has to be loaded is
+if room:
+    limit_memory(room)
+serve_rpc(endpoint, 1)
+"""
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt
+_MESSAGE, _MESSAGES = 2 << 20, 6  # bytes of a message to the server at most, and how many at once
+_WALL = 64 << 10  # bytes between them, so that they do not become one
+
+
+def limit_memory(room):
+    """Let this process have so many bytes more, and what messages to it take (Linux).
+
+    These are kept as holes in the heap, too small for the buffers of weights and computing: where
+    there is no room for a message the server ends, which no card does.
+    """
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.mallopt(_MMAP_THRESHOLD, _MESSAGE + (64 << 10))
+    libc.mallopt(_TRIM_THRESHOLD, 1 << 30)
+    holes = [(libc.malloc(_MESSAGE), libc.malloc(_WALL))[0] for _ in range(_MESSAGES)]
+    for hole in holes:
+        libc.free(hole)
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + room, held + room))
+
+
+def free_port():
+    """A port of the loopback interface that nobody listened on a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    code = f"from gemcut.llama import serve_rpc; serve_rpc('127.0.0.1:{port}', 1)"
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def rpc_server(room=0):
+    """A process that offers its CPU over loopback.
+
+    Args:
+        room: bytes of memory that it can have beside what it needs itself; 0: as much as there is.
+    """
+    port = free_port()
+    endpoint = f"127.0.0.1:{port}"
     server = subprocess.Popen(
-        [sys.executable, "-c", code], env=child_environment(), stdout=subprocess.DEVNULL
+        [sys.executable, "-c", SERVER, endpoint, str(room)],
+        env=child_environment(),
+        stdout=subprocess.DEVNULL,
     )
     try:
         wait_for(port)
-        yield f"127.0.0.1:{port}"
+        yield endpoint
     finally:
         server.kill()
         server.wait()

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import close_session, constants
 
 from gemcut import api
-from gemcut.convert import hub, transfer
+from gemcut.convert import hub_cache, transfer
 from gemcut.convert.checkpoint import Checkpoint
 from gemcut.convert.engine import open_model
 from gemcut.convert.files import LocalFiles, small_files, weight_files
@@ -364,7 +364,7 @@ def test_a_file_too_large_for_http_is_left_to_the_client(
     The stand-in does not: the client is told to do without. In all other tests it never tries.
     """
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(hub, "_is_for_the_client", lambda remote: True)
+    monkeypatch.setattr(hub_cache, "is_for_the_client", lambda remote: True)
     files = open_repository(place())
     files.fetch()
     frugal = open_repository(
@@ -385,7 +385,7 @@ def test_a_repository_of_ggufs_says_what_to_do(server, place):
     said = refusal(open_repository, place("someone/small-moe-GGUF"))
 
     assert "GGUF files only" in said and "made from, someone/small-moe," in said
-    assert "hf download someone/small-moe-GGUF small-Q4_K_M.gguf" in said
+    assert "gemcut run someone/small-moe-GGUF:small-Q4_K_M.gguf" in said
     assert [] == server.fetched()
 
 

@@ -1,50 +1,141 @@
-"""A finished file at work: conversations, and comparison with others."""
+"""A finished file at work: planned, loaded, in conversation."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gemcut.engine import ModelOptions
-from gemcut.eval.compare import Comparison, compare
-from gemcut.eval.texts import Text
-from gemcut.runtime.chat import Chat, conversation_options, open_chat
+from gemcut.errors import UsageError
+from gemcut.llama import add_rpc, devices
+from gemcut.profile import Profile
+from gemcut.runtime.given import Given
+from gemcut.runtime.loading import Loaded, Progress, Tell, load_run, open_parts
+from gemcut.runtime.placement import Placement, plan_run
+from gemcut.runtime.profiles import this_machine, usable_cards
+from gemcut.runtime.records import corrected
+from gemcut.runtime.workload import CHAT, Workload
+
+if TYPE_CHECKING:
+    from gemcut.runtime.chat import Chat
+
+
+def machine_for(given: Given) -> Profile:
+    """This machine as a run with these options sees it: with lent devices, without unwanted cards.
+
+    Measured where it was not before, which takes seconds (`gemcut.runtime.profiles.this_machine`).
+
+    Raises:
+        UsageError: a device that is not there.
+        EngineError: llama.cpp is missing, or a device does not answer or compute.
+    """
+    names = _cards(given)
+    profile = this_machine(given.threads)
+    wanted = names if given.devices is None else given.devices
+    if unknown := [name for name in wanted if name not in names]:
+        raise UsageError(f"there is no card {unknown[0]!r}, but {', '.join(names) or 'none'}")
+    return profile.with_cards(tuple(profile.cards[names.index(name)] for name in wanted))
+
+
+def prepare(
+    path: Path,
+    given: Given | None = None,
+    workload: Workload = CHAT,
+    profile: Profile | None = None,
+) -> Placement:
+    """Plan the run of a GGUF, around what is given; nothing is loaded.
+
+    Args:
+        path: of the file, or any part of a split one.
+        profile: of this or of another machine; None: `machine_for`.
+
+    Raises:
+        GGUFError: the file is none, cut short, damaged, or a part is missing.
+        BudgetError: it does not fit; says what would.
+        UsageError, PlanError, EngineError: see `gemcut.runtime.placement.plan_run`.
+    """
+    given = given or Given()
+    profile = profile or machine_for(given)
+    names = _cards(given)
+    if len(profile.cards) <= len(names):  # else it is of another machine
+        given = _named(given, profile, names)
+    with open_parts(path) as file:
+        return corrected(plan_run(file, profile, given, workload))
+
+
+def open_run(
+    path: Path,
+    given: Given | None = None,
+    workload: Workload = CHAT,
+    profile: Profile | None = None,
+    tell: Tell = lambda text: None,
+    on_progress: Progress | None = None,
+) -> Loaded:
+    """Plan the run of a GGUF and load it, smaller where there is no memory for the plan.
+
+    Args:
+        path, profile: as `prepare` takes them; the profile's cards are those given, or the first
+            that llama.cpp has.
+        tell: told what was made smaller, and why.
+        on_progress: told the fraction loaded.
+
+    Raises:
+        as `prepare`; BudgetError also after the last attempt to load, with all that was tried.
+    """
+    given = given or Given()
+    machine = profile or machine_for(given)
+    fixed = _named(given, machine, _cards(given))
+    with open_parts(path) as file:
+
+        def plan(given: Given, taken: Mapping[str, int]) -> Placement:
+            return corrected(plan_run(file, machine, given, workload, taken))
+
+        return load_run(file, plan, fixed, tell, on_progress)
 
 
 def load(
     path: Path,
     n_ctx: int | None = None,
     threads: int | None = None,
-    gpu_layers: int = -1,
+    gpu_layers: int | None = None,
     sampling: Mapping[str, Any] | None = None,
     system: str | None = None,
     think: bool = False,
-) -> Chat:
+) -> "Chat":
     """Load a GGUF for a conversation; close it, or use it as a context manager.
 
     Args:
         sampling: what to change of the sampling that the file recommends.
 
     Raises:
-        EngineError: the file cannot be loaded or the context cannot be made.
+        as `open_run`.
     """
-    options = partial(conversation_options, n_ctx=n_ctx, threads=threads)
-    return open_chat(path, ModelOptions(gpu_layers), options, sampling or {}, system, think)
+    from gemcut.runtime.chat import Chat, recommended_sampling  # templates are for talk alone
+
+    run = open_run(path, Given(n_ctx=n_ctx, threads=threads, gpu_layers=gpu_layers))
+    try:
+        chosen = replace(recommended_sampling(run.model), **sampling or {})
+        return Chat(run.context, chosen, system, think)
+    except BaseException:
+        run.close()
+        raise
 
 
-def evaluate(
-    files: Sequence[Path],
-    reference: Path | None,
-    texts: Sequence[Path],
-    n_ctx: int = 512,
-    chunks: int | None = None,
-    threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Comparison:
-    """Score files on texts, in lockstep; see `gemcut.eval.compare`.
+def _named(given: Given, profile: Profile, names: Sequence[str]) -> Given:
+    """What is given, with llama.cpp's names of the profile's cards: untold, it would use all.
 
     Raises:
-        UsageError, TextError, GGUFError, EngineError: see `compare`.
+        UsageError: it has fewer.
     """
-    read = [Text.read(path) for path in texts]
-    return compare(files, reference, read, n_ctx, chunks, threads, progress)
+    known = names if given.devices is None else given.devices
+    if len(profile.cards) > len(known):
+        raise UsageError(
+            f"{len(profile.cards)} cards to run on, llama.cpp has {', '.join(known) or 'none'}"
+        )
+    return replace(given, devices=tuple(known[: len(profile.cards)]))
+
+
+def _cards(given: Given) -> list[str]:
+    """What llama.cpp calls the cards there are, those that are lent among them."""
+    for endpoint in given.rpc:
+        add_rpc(endpoint)
+    return [card.name for card in usable_cards(devices())]

@@ -76,9 +76,30 @@ def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-_READING = (
+def hub_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How a Hub id in place of a file is fetched: arguments of `local_gguf`."""
+    for option in reversed(_HUB):
+        command = option(command)
+    return command
+
+
+def local_gguf(source: Path, revision: str | None, offline: bool) -> Path:
+    """The file to run: a path as it is, a Hub id (`owner/name:FILE`) fetched, with progress.
+
+    Raises:
+        CheckpointError: see `gemcut.api.local_gguf`.
+    """
+    from gemcut import api
+
+    return api.local_gguf(source, revision, offline, downloads())
+
+
+_HUB = (
     click.option("--revision", help="branch, tag or commit of a Hub id"),
     click.option("--offline", is_flag=True, help="never touch the network"),
+)
+_READING = (
+    *_HUB,
     click.option("--ignore", multiple=True, help="leave out tensors of these names (x.*); repeat"),
     click.option(
         "--allow-requantize",

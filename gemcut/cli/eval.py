@@ -4,7 +4,18 @@ from pathlib import Path
 
 import click
 
-from gemcut.cli.common import CONTEXT, FILE, as_json, print_json, print_table, say, steps, threads
+from gemcut.cli.common import (
+    CONTEXT,
+    FILE,
+    as_json,
+    hub_options,
+    local_gguf,
+    print_json,
+    print_table,
+    say,
+    steps,
+    threads,
+)
 
 
 @click.command("eval")
@@ -15,6 +26,7 @@ from gemcut.cli.common import CONTEXT, FILE, as_json, print_json, print_table, s
     "-c", "--context", type=CONTEXT, default="512", show_default=True, help="tokens of a chunk"
 )
 @click.option("--chunks", type=int, help="at most so many chunks of each text")
+@hub_options
 @threads
 @as_json
 def command(
@@ -23,10 +35,14 @@ def command(
     texts: tuple[Path, ...],
     context: int,
     chunks: int | None,
+    revision: str | None,
+    offline: bool,
     threads: int | None,
     as_json: bool,
 ) -> None:
     """Score GGUF FILES on texts: perplexity and, against a reference, what each one lost.
+
+    A file may be one on the Hub: owner/name:FILE.
 
     All files read the same chunk before any goes on, so no file of logits is needed. Perplexity
     is llama.cpp's.
@@ -34,6 +50,8 @@ def command(
     from gemcut import api
     from gemcut.eval.table import table, to_dict
 
+    files = tuple(local_gguf(file, revision, offline) for file in files)
+    reference = reference and local_gguf(reference, revision, offline)
     with steps("scoring") as progress:
         comparison = api.evaluate(files, reference, texts, context, chunks, threads, progress)
     for note in comparison.notes:
