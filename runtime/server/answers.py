@@ -1,0 +1,216 @@
+"""Answers on their way: tokens from the scheduler's thread, in parts that a client can be shown."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate
+
+from gemcut.errors import QueueFull
+from gemcut.llama import Model
+from gemcut.runtime.batching import Scheduler, Ticket
+from gemcut.runtime.jobs import Drawn, Ended
+from gemcut.runtime.pieces import Piece, Splitter
+from gemcut.runtime.server.asking import Asked
+from gemcut.runtime.server.failures import Failure
+from gemcut.runtime.server.metrics import Metrics
+from gemcut.runtime.timing import Timing
+from gemcut.runtime.tools import ToolCall
+
+_RETRY_AFTER = 5  # seconds: about what a short answer takes
+_WAKE = 15.0  # seconds without news, after which a stream shows that it lives
+
+
+@dataclass(frozen=True)
+class Part:
+    """A bit of an answer; the last one of each has a finish."""
+
+    text: str = ""
+    thought: bool = False
+    call: ToolCall | None = None
+    index: int = 0  # of the call among the answer's
+    drawn: tuple[Drawn, ...] = ()  # the tokens of the text, where probabilities are asked for
+    finish: str | None = None  # stop, length, tool_calls
+
+
+class Choice:
+    """One answer: takes what was drawn, gives parts.
+
+    Attributes:
+        asked: what it answers.
+        tokens: how many were drawn for it.
+        timing: how long it took, once it ended.
+        stopped: nothing more of it is wanted.
+    """
+
+    def __init__(self, model: Model, asked: Asked) -> None:
+        self.asked, self.tokens, self.timing, self.stopped = asked, 0, Timing(), False
+        self._model = model
+        self._splitter = Splitter(model, asked.thought, asked.stops, asked.tools)
+        self._drawn: list[Drawn] = []  # their text is still held back
+        self._calls = 0
+
+    def take(self, drawn: Drawn) -> Iterator[Part]:
+        """What a token completes."""
+        self.tokens += 1
+        if self.asked.logprobs is not None:
+            self._drawn.append(replace(drawn, top=drawn.top[: self.asked.logprobs]))
+        yield from self._parts(self._splitter.take(drawn.token))
+        self.stopped = self.stopped or self._splitter.stopped is not None
+
+    def end(self, ended: Ended) -> Iterator[Part]:
+        """What was held back, and the finish.
+
+        Raises:
+            Failure: the answer did not end by itself.
+        """
+        self.timing = ended.timing
+        if ended.finish == "error":
+            raise Failure(500, ended.error or "the answer cannot be computed")
+        if ended.finish == "cancelled" and not self.stopped:
+            raise Failure(503, "the answer was cancelled")
+        if not self.stopped:
+            yield from self._parts(self._splitter.end())
+        finish = "length" if ended.finish == "length" and not self.stopped else "stop"
+        yield Part(finish="tool_calls" if self._calls and finish == "stop" else finish)
+
+    def _parts(self, pieces: Iterator[Piece]) -> Iterator[Part]:
+        for piece in pieces:
+            if self.stopped:
+                return
+            if piece.call:
+                yield self._call(piece.call)
+                self.stopped = self.asked.one_call
+            else:
+                drawn = self._written(piece.text)
+                yield Part(piece.text, piece.thought, drawn=() if piece.thought else drawn)
+
+    def _written(self, text: str) -> tuple[Drawn, ...]:
+        """The tokens a text was written with: not the marks before it, nor what is held back."""
+        if not self._drawn:
+            return ()
+        data, pieces = text.encode(), [self._model.piece(each.token, True) for each in self._drawn]
+        first = next((i for i in range(len(pieces)) if b"".join(pieces[i:]).startswith(data)), 0)
+        ends = list(accumulate(map(len, pieces[first:])))
+        after = next((i for i, end in enumerate(ends, first + 1) if end >= len(data)), len(pieces))
+        drawn, self._drawn = self._drawn[first:after], self._drawn[after:]
+        return tuple(drawn)
+
+    def _call(self, call: ToolCall) -> Part:
+        self._calls += 1
+        return Part(call=call, index=self._calls - 1)
+
+
+class Answers:
+    """The answers to one request. Close them: what nobody reads is not computed.
+
+    Args:
+        timeout: seconds after which they are aborted.
+        record: told the timing of each that had the machine to itself.
+
+    Raises:
+        Failure: 503, there are too many requests already.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        scheduler: Scheduler,
+        asked: Sequence[Asked],
+        metrics: Metrics,
+        timeout: float,
+        record: Callable[[Timing], None] | None = None,
+    ) -> None:
+        self.choices = [Choice(model, one) for one in asked]
+        self._events: asyncio.Queue[tuple[int, Drawn | Ended]] = asyncio.Queue()
+        self._metrics, self._record, self._begun = metrics, record, time.monotonic()
+        self._failure: Failure | None = None
+        self._tickets: list[Ticket] = []
+        loop = asyncio.get_running_loop()
+        late = Failure(504, f"the answer took longer than {timeout:g} s", "timeout")
+        self._timer = loop.call_later(timeout, self.abort, late)
+        try:
+            for number, one in enumerate(asked):
+                deliver = partial(_deliver, loop, self._arrived, number)
+                self._tickets.append(scheduler.submit(one.job(), deliver))
+        except QueueFull as error:
+            self.close()
+            raise Failure(503, str(error), "queue_full", retry_after=_RETRY_AFTER) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give up what is still computed."""
+        self._timer.cancel()
+        for ticket in self._tickets:
+            ticket.cancel()
+
+    def abort(self, failure: Failure) -> None:
+        """End with an error."""
+        self._failure = self._failure or failure
+        self.close()
+
+    async def parts(self) -> AsyncIterator[tuple[int, Part] | None]:
+        """Each part with the number of its answer; None after a while without news.
+
+        Raises:
+            Failure: the answers do not come to a good end.
+        """
+        left = len(self.choices)
+        while left:
+            try:
+                async with asyncio.timeout(_WAKE):
+                    number, event = await self._events.get()
+            except TimeoutError:
+                yield None
+                continue
+            left -= isinstance(event, Ended)
+            for part in self._take(number, event):
+                yield number, part
+
+    def _arrived(self, number: int, event: Drawn | Ended) -> None:
+        if isinstance(event, Ended):  # counted even if nobody reads it any more
+            self._metrics.whole.observe(time.monotonic() - self._begun)
+            if self._record and event.alone:
+                self._record(event.timing)
+        self._events.put_nowait((number, event))
+
+    def _take(self, number: int, event: Drawn | Ended) -> Iterator[Part]:
+        choice = self.choices[number]
+        if isinstance(event, Ended):
+            if self._failure:
+                raise self._failure
+            yield from choice.end(event)
+        elif not choice.stopped:
+            if not choice.tokens:
+                self._metrics.first_token.observe(time.monotonic() - self._begun)
+            yield from choice.take(event)
+            if choice.stopped:
+                self._tickets[number].cancel()
+
+    def usage(self) -> dict[str, object]:
+        """Tokens as OpenAI counts them: a prompt that is answered several times counts once."""
+        prompts = {choice.asked.tokens: choice.timing for choice in reversed(self.choices)}
+        prompt = sum(map(len, prompts))
+        answer = sum(choice.tokens for choice in self.choices)
+        cached = sum(timing.cached for timing in prompts.values())
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": answer,
+            "total_tokens": prompt + answer,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+
+def _deliver(
+    loop: asyncio.AbstractEventLoop,
+    arrived: Callable[[int, Drawn | Ended], None],
+    number: int,
+    event: Drawn | Ended,
+) -> None:
+    """Hand an event over, in the scheduler's thread."""
+    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(arrived, number, event)
