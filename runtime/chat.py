@@ -1,82 +1,26 @@
 """Conversations: a prompt in, pieces of an answer out.
 
 The context holds one conversation. What a new prompt shares with what was read before is not read
-again. Nothing here prints, plans where tensors go, or talks HTTP.
+again, and whatever goes wrong, the conversation is what it was before. Nothing here prints, plans
+where tensors go, or talks HTTP.
 """
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from gemcut.closing import Closing
-from gemcut.engine import ContextOptions, ModelOptions, Sampling
-from gemcut.errors import EngineError
-from gemcut.llama import Context, Model, Sampler
-from gemcut.runtime.pieces import Piece, Splitter, opens_thought
-from gemcut.runtime.template import Message, Template
+from gemcut.engine import Sampling
+from gemcut.errors import ContextFull, EngineError
+from gemcut.llama import Context, Model
+from gemcut.runtime.generator import Generator
+from gemcut.runtime.pieces import Piece, Splitter
+from gemcut.runtime.prompt import open_template, prompt_tokens
+from gemcut.runtime.template import Message
+from gemcut.runtime.thoughts import opens_thought, thought_of
+from gemcut.runtime.timing import Timing
 
-_N_CTX, _N_BATCH = 8192, 2048
 _NO_TEMPLATE = "the file has no chat template: each message is continued as plain text"
-
-
-@dataclass
-class Timing:
-    """How long an answer took; the time its reader needed is not counted."""
-
-    cached: int = 0  # tokens of the prompt that an earlier turn had read
-    prompt_tokens: int = 0  # tokens of the prompt read now
-    prompt_seconds: float = 0.0
-    answer_tokens: int = 0  # tokens computed one by one: all drawn but the first
-    answer_seconds: float = 0.0
-
-    @property
-    def prefill(self) -> float:
-        """Tokens of the prompt read per second."""
-        return self.prompt_tokens / self.prompt_seconds if self.prompt_tokens else 0.0
-
-    @property
-    def decode(self) -> float:
-        """Tokens of the answer computed per second; 0 if it had one at most."""
-        return self.answer_tokens / self.answer_seconds if self.answer_tokens else 0.0
-
-
-def open_chat(
-    path: Path | str,
-    model: ModelOptions | None = None,
-    context: ContextOptions | Callable[[Model], ContextOptions] | None = None,
-    sampling: Sampling | Mapping[str, Any] | None = None,
-    system: str | None = None,
-    think: bool = False,
-) -> "Chat":
-    """Load a GGUF file for a conversation. Close it, or use it as a context manager.
-
-    Args:
-        sampling: as `Chat` takes it, or what to change of the sampling that the file recommends.
-
-    The others are `Chat`'s.
-
-    Raises:
-        EngineError: the file cannot be loaded or the context cannot be made.
-    """
-    loaded = Model.load(path, model)
-    try:
-        if isinstance(sampling, Mapping):
-            sampling = replace(recommended_sampling(loaded), **sampling)
-        return Chat(loaded, context, sampling, system, think)
-    except BaseException:
-        loaded.close()
-        raise
-
-
-def conversation_options(
-    model: Model, n_ctx: int | None = None, threads: int | None = None
-) -> ContextOptions:
-    """A context for talking: 8192 tokens unless told otherwise, logits for the last one only."""
-    n_ctx = n_ctx or min(model.n_ctx_train, _N_CTX)
-    return ContextOptions(n_ctx, n_batch=min(n_ctx, _N_BATCH), n_outputs=1, threads=threads)
 
 
 def recommended_sampling(model: Model) -> Sampling:
@@ -104,43 +48,60 @@ def recommended_sampling(model: Model) -> Sampling:
 
 
 class Chat(Closing):
-    """A conversation with a loaded model, which closes with it.
+    """A conversation in a context, which closes with it, and so does the model.
 
     Args:
-        context: options, or what gives them for the model; None for `conversation_options`.
         sampling: None for `recommended_sampling`.
         system: the system message.
-        think: ask for thoughts, where the model's template knows how.
+        think: ask for thoughts, where the model's template knows how; None: as it likes.
 
     Attributes:
         messages: the conversation so far, thoughts left out.
+        sampling, think: as above, for the next answer.
+        stops: texts that end an answer; they are not part of it.
+        shifts: when the context is full, go on without the oldest exchanges instead of ending.
+        unread: how many of the oldest exchanges the model reads no more, for want of room.
+        generator: what draws the answers; it has their timing, too.
         note: what the user should know about this file, or None.
-        timing: of the last answer, as far as it got.
-        finish: why the last answer ended: "stop" (the model ended it) or "length".
     """
 
     def __init__(
         self,
-        model: Model,
-        context: ContextOptions | Callable[[Model], ContextOptions] | None = None,
+        context: Context,
         sampling: Sampling | None = None,
         system: str | None = None,
-        think: bool = False,
+        think: bool | None = None,
     ) -> None:
-        self.model, self.think = model, think
-        source = model.chat_template
-        bos, eos = _written(model, model.bos), _written(model, model.eos)
-        self.template = Template(source, bos, eos) if source else None
-        self.note = None if source else _NO_TEMPLATE
-        context = context or conversation_options
-        options = context(model) if callable(context) else context
-        self.context = Context(model, options)
-        self.sampler = Sampler(model.n_vocab, sampling or recommended_sampling(model))
-        self._system: list[Message] = [{"role": "system", "content": system}] if system else []
-        self.messages = [*self._system]
-        self.timing = Timing()
-        self.finish: str | None = None
-        self._read: list[int] = []  # the tokens that the cache holds, as far as is known
+        self.context, self.model, self.think = context, context.model, think
+        self.template = open_template(self.model)
+        self.note = None if self.template else _NO_TEMPLATE
+        self.sampling = sampling or recommended_sampling(self.model)
+        self.generator = Generator(context)
+        self.messages: list[Message] = []
+        self.system = system
+        self.stops: tuple[str, ...] = ()
+        self.shifts, self.unread = False, 0
+
+    @property
+    def timing(self) -> Timing:
+        """Of the last answer, as far as it got."""
+        return self.generator.timing
+
+    @property
+    def finish(self) -> str:
+        """Why the last answer ended: "stop" (the model ended it), "length" or "cancelled"."""
+        return self.generator.finish
+
+    @property
+    def system(self) -> str | None:
+        """The system message; setting it leaves the rest of the conversation as it is."""
+        first = self.messages[0] if self.messages else None
+        return str(first["content"]) if first and first["role"] == "system" else None
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        said = self.messages[1:] if self.system is not None else self.messages
+        self.messages = [{"role": "system", "content": text}, *said] if text else [*said]
 
     def send(self, text: str, max_tokens: int | None = None) -> Iterator[Piece]:
         """Say something; the answer, piece by piece.
@@ -149,32 +110,93 @@ class Chat(Closing):
         said by then; an answer without text leaves the conversation as it was.
 
         Raises:
-            EngineError: at once, if the template refuses the conversation or it outgrew the
-                context. No turn is dropped in silence: `reset` starts anew.
+            ContextFull: at once, if the conversation outgrew the context. No exchange is left out
+                unless `shifts` says so.
+            EngineError: at once, if the template refuses the conversation.
         """
         if self.template is None:
             return self.generate(text, max_tokens)
         messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
-        prompt = self.template.render(messages, think=self.think)
-        answer = self._start(prompt, True, max_tokens)
-        return self._record(messages, answer)
+        return self._reply(messages, self.sampling, max_tokens)
+
+    def retry(self, max_tokens: int | None = None) -> Iterator[Piece]:
+        """Answer the last message again; the new answer takes the old one's place.
+
+        Raises:
+            EngineError: as `send`, or nothing was said yet.
+        """
+        messages, seed = self.messages[: self._last_exchange() + 1], self.sampling.seed
+        # The same seed would say the same.
+        sampling = self.sampling if seed is None else replace(self.sampling, seed=seed + 1)
+        return self._reply(messages, sampling, max_tokens)
+
+    def undo(self) -> str:
+        """Drop the last exchange; what its message said. Raises EngineError if there is none."""
+        last = self._last_exchange()
+        text = str(self.messages[last]["content"])
+        self.messages = self.messages[:last]
+        self.unread = min(self.unread, max(0, _exchanges(self.messages) - 1))
+        return text
+
+    def reset(self) -> None:
+        """Start a new conversation with the same system message."""
+        system, self.messages, self.unread = self.system, [], 0
+        self.system = system
+
+    def resume(self, messages: Sequence[Message]) -> None:
+        """Go on with another conversation; `length` may be more than the context has.
+
+        Raises:
+            EngineError: the model's template refuses it; this conversation is as before.
+        """
+        self._prompt(messages, 0)
+        self.messages, self.unread = [*messages], 0
 
     def generate(self, prompt: str, max_tokens: int | None = None) -> Iterator[Piece]:
         """Continue a text as it is: no template, no history, no special tokens in it.
 
         Raises:
-            EngineError: at once, if the text does not fit the context.
+            ContextFull, EngineError: at once, if the text does not fit the context, or is empty.
         """
-        return self._start(prompt, False, max_tokens)
+        tokens = prompt_tokens(self.model, prompt, special=False)
+        splitter = Splitter(self.model, stops=self.stops)
+        return self.generator.answer(tokens, self.sampling, splitter, max_tokens)
 
-    def reset(self) -> None:
-        """Start a new conversation with the same system message."""
-        self.messages = [*self._system]
+    def stop(self) -> None:
+        """End the answer that is being given; from a signal's handler or another thread, too."""
+        self.generator.stop()
+
+    def length(self) -> int:
+        """Tokens that the conversation takes of the context."""
+        if self.template is None or not self.messages:
+            return len(self.generator.read)
+        return len(self._prompt(self.messages, self.unread))
 
     def close(self) -> None:
         """Free everything, the model included. Closing again does nothing."""
-        self.sampler.close()
+        self.generator.close()
         self.model.close()
+
+    def _reply(
+        self, messages: list[Message], sampling: Sampling, max_tokens: int | None
+    ) -> Iterator[Piece]:
+        """Check what can be checked now; the answer itself comes as it is asked for."""
+        tokens, unread = self._fitting(messages, self.unread, [])
+
+        def shorten(said: list[int]) -> list[int]:
+            try:
+                tokens, self.unread = self._fitting(messages, self.unread, said)
+            except ContextFull:  # this exchange alone fills the context, so its answer ends
+                return []
+            return tokens
+
+        text = self._text(messages, unread)
+        if sampling.grammar:  # it waits while the model thinks
+            sampling = replace(sampling, thought=thought_of(self.model, text, self.think))
+        splitter = Splitter(self.model, opens_thought(text), self.stops)
+        answer = self.generator.answer(tokens, sampling, splitter, max_tokens, shorten)
+        self.unread = unread
+        return self._record(messages, answer)
 
     def _record(self, messages: list[Message], answer: Iterator[Piece]) -> Iterator[Piece]:
         said: list[str] = []
@@ -187,76 +209,44 @@ class Chat(Closing):
             if said:
                 self.messages = [*messages, {"role": "assistant", "content": "".join(said)}]
 
-    def _start(self, prompt: str, special: bool, max_tokens: int | None) -> Iterator[Piece]:
-        """Check what can be checked now; the answer itself comes as it is asked for."""
-        tokens = self._tokens(prompt, special)
-        room = self.context.n_ctx_seq - len(tokens)
-        if room < 1 or not tokens:
-            raise EngineError(
-                f"the prompt has {len(tokens)} tokens, the context {self.context.n_ctx_seq}, an "
-                "answer needs 1 at least: start a new conversation or use a larger context"
-            )
-        splitter = Splitter(self.model, special and opens_thought(prompt))
-        limit = room if max_tokens is None else min(room, max_tokens)
-        return self._answer(tokens, splitter, limit)
+    def _fitting(
+        self, messages: list[Message], unread: int, said: list[int]
+    ) -> tuple[list[int], int]:
+        """A prompt that fits, with what is said of its answer, and how much it leaves out.
 
-    def _tokens(self, prompt: str, special: bool) -> list[int]:
-        """The prompt's tokens. Most templates write BOS themselves; a second one would harm."""
-        tokens = self.model.tokenize(prompt, add_special=False, parse_special=special).tolist()
-        bos = self.model.bos
-        if self.model.add_bos and bos is not None and tokens[:1] != [bos]:
-            tokens.insert(0, bos)
-        return [int(token) for token in tokens]
+        Where it has to leave out exchanges, the oldest go until a quarter of the context is free:
+        the rest has to be read anew, and not with every message.
+        """
+        tokens, room = self._prompt(messages, unread) + said, self.generator.room
+        wanted = self.context.n_ctx_seq // 4 if room(tokens) < 1 and self.shifts else 0
+        while room(tokens) < wanted and unread + 1 < _exchanges(messages):
+            unread += 1
+            tokens = self._prompt(messages, unread) + said
+        if room(tokens) < 1:
+            raise self.generator.full(tokens)
+        return tokens, unread
 
-    def _answer(self, prompt: list[int], splitter: Splitter, limit: int) -> Iterator[Piece]:
-        self.sampler.reset()
-        self.finish = None
-        self._prefill(prompt)
-        for token in self._draw(limit):
-            yield from splitter.take(token)
-        yield from splitter.end()
+    def _prompt(self, messages: Sequence[Message], unread: int) -> list[int]:
+        return prompt_tokens(self.model, self._text(messages, unread), special=True)
 
-    def _prefill(self, prompt: list[int]) -> None:
-        """Read what the cache does not hold yet of the prompt, its last token in any case."""
-        kept = self.context.forget(0, _shared(prompt[:-1], self._read))
-        self._read = prompt[:kept]
-        begun, step = time.perf_counter(), self.context.n_batch
-        for start in range(kept, len(prompt), step):
-            last = start + step >= len(prompt)
-            self._decode(prompt[start : start + step], "last" if last else "none")
-        self.timing = Timing(kept, len(prompt) - kept, time.perf_counter() - begun)
+    def _text(self, messages: Sequence[Message], unread: int) -> str:
+        if self.template is None:
+            raise EngineError("the file has no chat template: it continues text only")
+        return self.template.render(_without(messages, unread), think=self.think)
 
-    def _draw(self, limit: int) -> Iterator[int]:
-        """Tokens, until the model ends the answer or there are `limit` of them."""
-        token = self.sampler.sample(self.context)
-        for drawn in range(1, limit + 1):
-            if self.model.is_end(token):
-                self.finish = "stop"
-                return
-            yield token
-            if drawn < limit:
-                token = self._next(token)
-        self.finish = "length"
-
-    def _next(self, token: int) -> int:
-        begun = time.perf_counter()
-        self._decode([token], "last")
-        drawn = self.sampler.sample(self.context)
-        self.timing.answer_tokens += 1
-        self.timing.answer_seconds += time.perf_counter() - begun
-        return drawn
-
-    def _decode(self, tokens: list[int], outputs: Literal["last", "none"]) -> None:
-        self.context.decode(tokens, start=len(self._read), outputs=outputs)
-        self._read += tokens
+    def _last_exchange(self) -> int:
+        """Where the last exchange begins in `messages`."""
+        asked = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        if not asked:
+            raise EngineError("the conversation is empty: there is no exchange to go back to")
+        return asked[-1]
 
 
-def _shared(first: list[int], second: list[int]) -> int:
-    """How many tokens two lists have in common from the start."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+def _exchanges(messages: Sequence[Message]) -> int:
+    return sum(message["role"] == "user" for message in messages)
 
 
-def _written(model: Model, token: int | None) -> str:
-    """A special token as a template writes it."""
-    return "" if token is None else model.piece(token, special=True).decode(errors="replace")
+def _without(messages: Sequence[Message], oldest: int) -> list[Message]:
+    """The messages without so many of the oldest exchanges; a system message stays."""
+    begins = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    return [*messages[: begins[0]], *messages[begins[oldest] :]] if oldest else [*messages]

@@ -3,20 +3,14 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gemcut.engine import ContextOptions, Sampling
-from gemcut.errors import EngineError
-from gemcut.llama import Model
-from gemcut.runtime.chat import (
-    Chat,
-    conversation_options,
-    open_chat,
-    recommended_sampling,
-)
-from gemcut.runtime.pieces import Piece, Splitter, opens_thought
+from gemcut.errors import ContextFull, EngineError
+from gemcut.llama import Context, Model
+from gemcut.runtime.chat import Chat, recommended_sampling
+from gemcut.runtime.prompt import prompt_tokens
 from gemcut.runtime.template import Message, Template
+from tests.chats import open_chat
 
 CONTEXT = ContextOptions(n_ctx=512, n_batch=64, n_ubatch=64, threads=1, n_outputs=1)
 GREEDY = Sampling(temperature=0)
@@ -91,7 +85,7 @@ def test_a_passed_window_is_read_again(bf16, chat):
 
 def test_a_conversation_that_outgrows_the_context_says_so(chat):
     """At once, before anything is read; nothing is dropped in silence, and `reset` helps."""
-    with pytest.raises(EngineError, match="the context 512.*start a new conversation"):
+    with pytest.raises(ContextFull, match="the context 512.*start a new conversation"):
         chat.send("x = 1\n" * 400)
     assert [] == chat.messages
     list(chat.send("x = 1", max_tokens=2))
@@ -143,12 +137,12 @@ def test_without_a_template_text_is_continued(bf16, tmp_path):
         assert [] == chat.messages
 
 
-def test_bos_is_never_doubled(chat):
+def test_bos_is_never_doubled(model):
     """Templates write it, plain text gets it; once each."""
-    bos = chat.model.bos
     for prompt, special in (("<bos>hi", True), ("hi", True), ("hi", False)):
-        assert [bos] == [t for t in chat._tokens(prompt, special) if t == bos]
-    assert bos == chat._tokens("hi", False)[0]
+        tokens = prompt_tokens(model, prompt, special)
+        assert [model.bos] == [token for token in tokens if token == model.bos]
+    assert model.bos == prompt_tokens(model, "hi", False)[0]
 
 
 def test_a_seed_repeats_an_answer(bf16):
@@ -157,7 +151,7 @@ def test_a_seed_repeats_an_answer(bf16):
     for _ in range(2):
         with Model.load(bf16) as model:
             sampling = replace(recommended_sampling(model), seed=5)
-            with Chat(model, CONTEXT, sampling) as chat:
+            with Chat(Context(model, CONTEXT), sampling) as chat:
                 answers.append(said(chat.generate("import ", max_tokens=20)))
 
     assert answers[0] == answers[1]
@@ -172,94 +166,172 @@ def test_the_file_recommends_how_to_sample(model):
     assert sampling.top_p == pytest.approx(0.95)
 
 
-def test_a_conversation_needs_logits_for_one_token(model):
-    """The default context is as long as the model, within reason, and small beside it."""
-    options = conversation_options(model)
-
-    assert (min(8192, model.n_ctx_train), 1) == (options.n_ctx, options.n_outputs)
-    assert 100 == conversation_options(model, 100).n_batch
+# --- going back and on ---
 
 
-# --- pieces ---
+def test_an_answer_can_be_had_again(chat):
+    """It takes the old one's place; the same seed does not say the same twice."""
+    chat.sampling = Sampling(temperature=2.0, seed=5)
+    first = said(chat.send("def add(a, b):", max_tokens=20))
+    second = said(chat.retry(max_tokens=20))
+
+    assert first != second
+    assert ["def add(a, b):", second] == [message["content"] for message in chat.messages]
+    assert 5 == chat.sampling.seed
 
 
-def split(model, text, thought=False):
-    splitter = Splitter(model, thought)
-    tokens = model.tokenize(text, add_special=False, parse_special=True)
-    pieces = [piece for token in tokens for piece in splitter.take(int(token))]
-    return [*pieces, *splitter.end()]
+def test_exchanges_can_be_taken_back(chat):
+    """The last one first; then there is nothing to go back to."""
+    for text in ("x = 1", "y = 2"):
+        list(chat.send(text, max_tokens=3))
+
+    assert ["y = 2", "x = 1"] == [chat.undo(), chat.undo()]
+    assert [] == chat.messages
+    for back in (chat.undo, chat.retry):
+        with pytest.raises(EngineError, match="the conversation is empty"):
+            back()
 
 
-def test_thoughts_are_told_apart(model):
-    """Gemma's channel and its heading are not shown; what is in it is a thought."""
-    pieces = split(model, "<|channel>thought\nhm, so\nwhat<channel|>yes")
+def test_an_answer_can_be_stopped_from_outside(chat):
+    """At the next token; what was said stays. Before the first one, nothing has happened."""
+    answer = chat.send("def add(a, b):", max_tokens=50)
+    first = next(answer)
+    chat.stop()
+    rest = said(answer)
+    kept = list(chat.messages)
+    answer = chat.send("more")
+    chat.stop()
 
-    assert "hm, so\nwhat" == "".join(piece.text for piece in pieces if piece.thought)
-    assert "yes" == said(pieces)
-    assert "a" == said(split(model, "b<channel|>a", thought=True))
-
-
-@given(
-    st.text(st.characters(exclude_characters="▁<\ufffd", exclude_categories=["Cs"]), max_size=40)
-)
-def test_characters_are_never_cut(model, text):
-    """Pieces are whole characters, whatever the tokens are, and together the text."""
-    pieces = split(model, text)
-
-    assert text == said(pieces)
-    assert all(piece.text and "\ufffd" not in piece.text for piece in pieces)
+    assert [] == list(answer)
+    assert "cancelled" == chat.finish
+    assert kept == chat.messages
+    assert first.text + rest == kept[-1]["content"]
 
 
-def test_half_a_character_is_replaced_at_the_end(model):
-    """An answer that was cut within a character still ends as text."""
-    splitter = Splitter(model)
-    first = model.tokenize("\U0001f9ff", add_special=False)
-    assert len(first) > 1
+def test_a_stop_is_heard_while_a_prompt_is_read(chat):
+    """Between two ubatches; the next prompt goes on from there."""
+    text, seen = code(chat.model, 300), []
 
-    assert [] == list(splitter.take(int(first[0])))
-    assert [Piece("\ufffd", False)] == list(splitter.end())
+    def progress(done: int, total: int) -> None:
+        seen.append((done, total))
+        chat.stop()
+
+    chat.generator.on_read = progress
+    assert [] == list(chat.generate(text))
+    chat.generator.on_read = None
+    list(chat.generate(text, max_tokens=1))
+
+    assert 1 == len(seen)
+    assert 0 < seen[0][0] <= 64 < seen[0][1]
+    assert seen[0][0] == chat.timing.cached
 
 
-def test_some_prompts_leave_a_thought_open():
-    """Templates that make the model think end in the mark that opens it."""
-    assert opens_thought("<|turn>model\n<think>\n")
-    assert not opens_thought("<|turn>model\n<|channel>thought\n<channel|>")
+def test_a_full_context_shifts_if_it_may(bf16, chat):
+    """The oldest exchanges are left out, the system message stays, nothing is lost for the user.
+
+    The answer is what a conversation without them would have got.
+    """
+    chat.system, chat.shifts = "Be brief.", True
+    for number in range(12):
+        list(chat.send(f"x{number} = 1\n" * 8, max_tokens=8))
+    again = said(chat.retry(max_tokens=8))
+
+    assert 0 < chat.unread < 12
+    assert 25 == len(chat.messages)
+    assert chat.length() + 20 < chat.context.n_ctx_seq
+    with open_chat(bf16, context=CONTEXT, sampling=GREEDY) as fresh:
+        fresh.messages = [chat.messages[0], *chat.messages[2 * chat.unread + 1 : -2]]
+        assert again == said(fresh.send(chat.messages[-2]["content"], max_tokens=8))
+
+
+def test_an_answer_goes_on_when_the_context_is_full(chat):
+    """In the middle of it, the oldest exchanges make room; alone it ends with the context."""
+    endless = Sampling(temperature=0, grammar="root ::= [a-z]{2000}")
+    chat.shifts, room = True, chat.context.n_ctx_seq
+    for _ in range(2):
+        list(chat.send(code(chat.model, room // 3), max_tokens=4))
+    chat.sampling = endless
+    answer = list(chat.send("go"))
+
+    assert 2 == chat.unread
+    assert "length" == chat.finish
+    assert room / 3 < chat.generator.drawn < room
+    assert len(said(answer)) == len(chat.messages[-1]["content"])
+
+
+def test_stops_end_an_answer(chat):
+    """They are not part of it, nor of the conversation."""
+    whole = said(chat.send("def add(a, b):", max_tokens=20))
+    chat.undo()
+    chat.stops = (whole[3:6],)
+    cut = said(chat.send("def add(a, b):", max_tokens=20))
+
+    assert whole[:3] == cut == chat.messages[-1]["content"]
+    assert "stop" == chat.finish
+
+
+def test_an_error_leaves_the_conversation_as_it_was(chat, monkeypatch):
+    """Whatever llama.cpp says, the next message is answered as if nothing had happened."""
+    list(chat.send("x = 1", max_tokens=3))
+    before = list(chat.messages)
+    with monkeypatch.context() as broken:
+        broken.setattr(chat.context, "decode", _fails)
+        with pytest.raises(EngineError, match="out of memory"):
+            list(chat.send("y = 2"))
+
+    assert before == chat.messages
+    assert said(chat.send("y = 2", max_tokens=3))
+    assert 0 == chat.timing.cached
+
+
+def _fails(*_: object, **__: object) -> None:
+    raise EngineError("llama.cpp did not decode: it ran out of memory for the computation")
+
+
+def test_another_conversation_can_be_taken_up(chat):
+    """The next answer is to the whole of it; one that the template refuses changes nothing."""
+    list(chat.send("x = 1", max_tokens=3))
+    other: list[Message] = [
+        {"role": "user", "content": "y = 2"},
+        {"role": "assistant", "content": "z"},
+    ]
+    chat.resume(other)
+    assert other == chat.messages
+    chat.template = Template("{{ raise_exception('no') }}")
+    with pytest.raises(EngineError, match="no"):
+        chat.resume([])
+
+    assert other == chat.messages
+
+
+def test_what_was_read_outlives_the_program(bf16, chat, tmp_path):
+    """A file of it saves another conversation with the same beginning the reading."""
+    text = code(chat.model, 300)
+    first = said(chat.generate(text, max_tokens=4))
+    chat.generator.save(tmp_path / "cache")
+    with open_chat(bf16, context=CONTEXT, sampling=GREEDY) as fresh:
+        known = fresh.generator.restore(tmp_path / "cache")
+        assert first == said(fresh.generate(text, max_tokens=4))
+
+        assert fresh.timing.cached == known > 200
+
+
+def test_thoughts_that_are_left_out_cost_little(bf16, chat):
+    """Though the window has passed, the next turn reads only what came after the last question."""
+    text = code(chat.model, 200)
+    list(chat.send(text, max_tokens=1))
+    asked = chat.timing.prompt_tokens
+    thought = prompt_tokens(chat.model, code(chat.model, 250), special=True)
+    chat.generator._decode(thought[1:65], "none")  # stands for thoughts of the model
+    for start in range(65, len(thought), 64):
+        chat.generator._decode(thought[start : start + 64], "none")
+    chat.messages[1:] = [{"role": "assistant", "content": "so"}]
+    list(chat.send("x", max_tokens=1))
+
+    assert chat.timing.cached >= asked - 64
 
 
 # --- templates ---
-
-
-def test_a_template_gets_what_templates_use():
-    """Blocks are trimmed, loops break, JSON is not escaped, dates and tokens are there."""
-    source = """
-{%- for m in messages %}
-    {%- if loop.index > 1 %}{% break %}{% endif %}
-{{ bos_token }}{{ m | tojson }}{{ eos_token }}
-{%- endfor %}
-{{ strftime_now("%Y") | length }}{{ enable_thinking }}{{ add_generation_prompt }}"""
-    messages: list[Message] = [{"role": "user", "content": "<é>"}] * 2
-
-    found = Template(source, "<b>", "<e>").render(messages, think=True)
-
-    assert found == '<b>{"role": "user", "content": "<é>"}<e>4TrueTrue'
-
-
-@pytest.mark.parametrize(
-    ("source", "why"),
-    [
-        ("{{ raise_exception('no system please') }}", "refuses.*no system please"),
-        ("{{ messages[0].content.nothing.here }}", "refuses"),
-        ("{{ messages[9]['role'] }}", "refuses"),
-        ("{{ messages.append(1) }}", "refuses"),
-        ("{{ ''.__class__.__mro__ }}", "refuses"),
-        ("{{ 1 / 0 }}", "refuses"),
-        ("{% if %}", "not valid"),
-    ],
-)
-def test_a_template_cannot_do_harm(source, why):
-    """What fails, refuses or reaches out of the sandbox ends in an error with its reason."""
-    with pytest.raises(EngineError, match=why):
-        Template(source).render([{"role": "user", "content": "x"}])
 
 
 def test_a_refused_conversation_stays_as_it_was(chat):

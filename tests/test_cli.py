@@ -9,9 +9,9 @@ from click.testing import CliRunner, Result
 from gemcut.cli import COMMANDS, main
 
 
-def run(*arguments: object, stdin: str | None = None) -> Result:
+def run(*arguments: object) -> Result:
     """Run gemcut as from a shell; nothing but an exit may escape."""
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit)
     return result
 
@@ -136,25 +136,6 @@ def test_eval_compares_files(bf16: Path, q4_k_m: Path, tmp_path: Path):
     found = json.loads(result.stdout)
     assert found["reference"] == bf16.name
     assert [file["name"] for file in found["files"]] == [bf16.name, q4_k_m.name]
-
-
-def test_run_answers_once(q4_k_m: Path):
-    """-p prints the answer on stdout and the speed on stderr."""
-    result = run(
-        "run", q4_k_m, "--raw", "-p", "def add(a, b):", "-n", "8", "--temp", "0", "-t", "1"
-    )
-
-    assert result.exit_code == 0
-    assert result.stdout.strip()
-    assert "tokens read at" in result.stderr
-
-
-def test_run_chats_until_told_to_stop(q4_k_m: Path):
-    """A conversation reads lines until /exit or the end of its input."""
-    result = run("run", q4_k_m, "-n", "4", "-t", "1", stdin="hello\n/reset\nagain\n/exit\nnever\n")
-
-    assert result.exit_code == 0
-    assert result.stderr.count("tokens read at") == 2
 
 
 def test_doctor_names_backends_and_versions():

@@ -1,115 +1,108 @@
 """`gemcut run`."""
 
-import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemcut.cli.common import CONTEXT, FILE, console, say, threads
-from gemcut.errors import GemcutError
+from gemcut.cli.common import (
+    FILE,
+    as_json,
+    hub_options,
+    local_gguf,
+    print_json,
+    say,
+)
+from gemcut.cli.placing import Wanted, described, placement_options, show_placement
+from gemcut.cli.terminal.asked import Asked
+from gemcut.cli.terminal.asking import ask, ask_json
+from gemcut.cli.terminal.remembering import prompt_cache
+from gemcut.cli.terminal.settings import Talk, sampling_options, values
+from gemcut.cli.terminal.show import Screen
 
-if TYPE_CHECKING:
-    from gemcut.runtime.chat import Chat
-    from gemcut.runtime.pieces import Piece
-
-_HELP = "/reset starts anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
+if TYPE_CHECKING:  # the library is loaded when the command runs
+    from gemcut.runtime.loading import Loaded
 
 
 @click.command("run")
 @click.argument("model", type=FILE)
-@click.option("-p", "--prompt", help="answer this once instead of chatting")
+@click.option("-p", "--prompt", help="answer this once; what is piped in comes after it")
+@click.option("-f", "--file", "files", type=FILE, multiple=True, help="a text for the prompt")
+@click.option("-i", "--interactive", is_flag=True, help="chat after the prompt, or with a pipe")
 @click.option("--raw", is_flag=True, help="continue the text as it is, without a chat template")
-@click.option("-c", "--context", type=CONTEXT, help="tokens; default: the model's, at most 8k")
 @click.option("-n", "--max-tokens", type=click.IntRange(min=1), help="of one answer")
-@click.option("-ngl", "--gpu-layers", type=int, default=-1, help="default: all that a GPU takes")
 @click.option("--system", help="the system message")
-@click.option("--think", is_flag=True, help="let the model think first, if it can")
-@click.option("--temp", type=click.FloatRange(min=0), help="0 is greedy")
-@click.option("--top-k", type=click.IntRange(min=0), help="draw from so many tokens; 0: all")
-@click.option("--top-p", type=click.FloatRange(0, 1), help="draw from so much probability")
-@click.option("--min-p", type=click.FloatRange(0, 1), help="least share of the top's probability")
-@click.option("--seed", type=click.IntRange(min=0), help="default: another one each time")
-@threads
+@click.option("--system-file", type=FILE, help="a file with the system message")
+@click.option("--think/--no-think", default=None, help="let the model think first, if it can")
+@click.option("--hide-thoughts", is_flag=True, help="do not show what it thinks")
+@sampling_options
+@click.option("--stop", multiple=True, help="a text that ends the answer; repeat")
+@click.option("--json-object", is_flag=True, help="the answer is a JSON object")
+@click.option("--json-schema", help="the answer is JSON of this schema: a file, or the schema")
+@click.option("--grammar", type=FILE, help="the answer is in this grammar (GBNF)")
+@click.option("--context-shift", is_flag=True, help="when full, leave out the oldest exchanges")
+@click.option("--prompt-cache", type=FILE, help="keep there what was read, and read it once")
+@click.option("--no-history", is_flag=True, help="do not remember what is typed")
+@click.option("-q", "--quiet", is_flag=True, help="say nothing but the answer")
+@click.option("-v", "--verbose", is_flag=True, help="say how fast every answer was")
+@as_json
+@click.option("--dry-run", is_flag=True, help="say how it would run, load nothing")
+@hub_options
+@placement_options
 def command(
-    model: Path,
-    prompt: str | None,
-    raw: bool,
-    context: int | None,
-    max_tokens: int | None,
-    gpu_layers: int,
-    system: str | None,
-    think: bool,
-    temp: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    seed: int | None,
-    threads: int | None,
+    model: Path, wanted: Wanted, revision: str | None, offline: bool, **options: Any
 ) -> None:
-    """Chat with a GGUF in the terminal; with -p, answer once. Answers go to stdout.
+    """Chat with a GGUF in the terminal; with -p, -f or a pipe, answer once.
 
-    Sampling defaults come from the file.
+    MODEL is a file, or owner/repo:file on the Hub. Answers go to stdout, all else to stderr.
+    Sampling defaults come from the file. /help lists the commands of a chat.
     """
+    if options["dry_run"]:
+        _plan(local_gguf(model, revision, offline), wanted, options["as_json"])
+        return
+    asked, screen = Asked.read(options), Screen(options["quiet"])
+    path = local_gguf(model, revision, offline)
+    with _load(path, wanted, screen) as loaded:
+        if not options["quiet"]:
+            show_placement(loaded.placement)
+        talk = asked.talk(loaded.context, loaded.recorder.take)
+        with prompt_cache(talk.chat, options["prompt_cache"]):
+            _answer(asked, talk, screen, path.name, loaded)
+
+
+def _plan(path: Path, wanted: Wanted, as_json: bool) -> None:
+    """Say how it would run."""
     from gemcut import api
 
-    given = {"temperature": temp, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
-    sampling = {name: value for name, value in given.items() if value is not None}
-    with api.load(model, context, threads, gpu_layers, sampling, system, think) as chat:
-        if chat.note and not raw:
-            say(chat.note)
-        if prompt is not None:
-            pieces = chat.generate(prompt, max_tokens) if raw else chat.send(prompt, max_tokens)
-            _show(pieces)
-            _timing(chat)
-        else:
-            _converse(chat, raw, max_tokens)
+    placement = api.prepare(path, wanted.given, wanted.workload, wanted.profile())
+    if as_json:
+        print_json(placement.to_dict())
+    else:
+        click.echo("\n".join(described(placement)))
 
 
-def _converse(chat: "Chat", raw: bool, max_tokens: int | None) -> None:
-    say(_HELP)
-    while True:
-        try:
-            text = input("> " if sys.stdin.isatty() else "")
-        except (EOFError, KeyboardInterrupt):
-            click.echo(err=True)
-            return
-        if text in ("/exit", "/quit"):
-            return
-        if text == "/reset":
-            chat.reset()
-            say("a new conversation")
-        elif text.strip():
-            try:
-                _show(chat.generate(text, max_tokens) if raw else chat.send(text, max_tokens))
-            except GemcutError as error:
-                if not sys.stdin.isatty():
-                    raise
-                say(str(error))  # the conversation may have outgrown the context: /reset helps
-            else:
-                _timing(chat)
+def _load(path: Path, wanted: Wanted, screen: Screen) -> "Loaded":
+    from gemcut import api
+
+    given, workload, profile = wanted.given, wanted.workload, wanted.profile()
+    return api.open_run(path, given, workload, profile, say, screen.loading)
 
 
-def _show(pieces: Iterable["Piece"]) -> None:
-    """Stream an answer: text to stdout, thoughts dimmed to stderr."""
-    thoughts = console()
-    try:
-        for piece in pieces:
-            if piece.thought:
-                thoughts.print(piece.text, end="", style="dim", soft_wrap=True)
-            else:
-                click.echo(piece.text, nl=False)
-    except KeyboardInterrupt:  # the answer ends here; what was said stays in the conversation
-        pass
-    click.echo()
+def _answer(asked: Asked, talk: Talk, screen: Screen, name: str, loaded: "Loaded") -> None:
+    if talk.chat.note and not talk.raw:
+        screen.note(talk.chat.note)
+    if asked.chats:
+        _chat(asked, talk, screen, name)
+    elif asked.options["as_json"]:
+        extra = {"settings": values(talk), "placement": loaded.placement.to_dict()}
+        ask_json(talk, asked.question or "", name, extra)
+    else:
+        ask(talk, asked.question or "", screen)
 
 
-def _timing(chat: "Chat") -> None:
-    timing = chat.timing
-    if timing is not None:
-        cut_off = "; cut off by the context or -n" if chat.finish == "length" else ""
-        say(
-            f"[{timing.prompt_tokens} tokens read at {timing.prefill:.0f}/s, "
-            f"{timing.answer_tokens} written at {timing.decode:.1f}/s{cut_off}]"
-        )
+def _chat(asked: Asked, talk: Talk, screen: Screen, name: str) -> None:
+    """Messages and answers until somebody leaves."""
+    from gemcut.cli.terminal.session import Session
+
+    remember = not asked.options["no_history"]
+    Session(talk, screen, name, remember).run(asked.question)
