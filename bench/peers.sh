@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-.venv/bin/python}
-tools=(llama-quantize llama-perplexity llama-imatrix)
+tools=(llama-quantize llama-perplexity llama-imatrix llama-bench llama-cli)
 version=$(sed -n 's/^ *"llama-cpp-python==\(.*\)",*$/\1/p' pyproject.toml)
 peers=$PWD/build/peers/$version
 sources=$peers/llama_cpp_python-$version/vendor/llama.cpp
@@ -34,7 +34,8 @@ compile() {
     echo "building llama.cpp's tools, several minutes the first time"
     cmake -S "$sources" -B "$peers/llama.cpp" -DCMAKE_BUILD_TYPE=Release \
         -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
-        -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF
+        -DLLAMA_BUILD_SERVER=ON -DLLAMA_BUILD_UI=OFF \
+        -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_APP=OFF
     cmake --build "$peers/llama.cpp" --parallel "${JOBS:-$(getconf _NPROCESSORS_ONLN)}" \
         --target "${tools[@]}"
 }

@@ -227,15 +227,16 @@ class _Cursor:
 
     def strings(self, count: int) -> list[str]:
         """Strings one after the other, in a loop of its own: a vocabulary has a million of them."""
+        data, end, length, unpack = self.data, len(self.data), _LENGTH.size, _LENGTH.unpack_from
         found, position = [], self.position
         for _ in range(count):
-            begin = position + _LENGTH.size
-            if begin > len(self.data):
+            begin = position + length
+            if begin > end:
                 break
-            position = begin + _LENGTH.unpack_from(self.data, begin - _LENGTH.size)[0]
-            if position > len(self.data):
+            position = begin + unpack(data, position)[0]
+            if position > end:
                 break
-            found.append(self.data[begin:position].decode("utf-8", "surrogateescape"))
+            found.append(data[begin:position].decode("utf-8", "surrogateescape"))
         if len(found) < count:
             raise GGUFError(f"{self.path}: truncated: a string goes on past the end of the file")
         self.position = position

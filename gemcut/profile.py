@@ -27,7 +27,7 @@ from gemcut.artefact import (
 )
 from gemcut.errors import ProfileError
 
-VERSION = 1
+VERSION = 2
 HOST = "cpu"
 SOURCES = ("measured", "data sheet", "assumed")
 _CARD = re.compile(r"gpu(0|[1-9]\d?)")
@@ -66,7 +66,7 @@ class Profile:
     name: str
     host: Processor
     cards: tuple[Processor, ...] = ()
-    overhead: float = 0.0  # seconds of a token, whatever the model
+    operation: float = 0.0  # seconds that any operation costs, however small
     sync: float = 0.0  # seconds of a block on a card whose experts are on the host
     doubt: float = 0.3  # relative standard error of speeds that are predicted from it
 
@@ -132,7 +132,7 @@ def _profile(document: Mapping[str, Any]) -> Profile:
         "name": _text,
         "host": _processor,
         "cards": lambda raw, what: tuple(_processor(one, what) for one in sequence(raw, what)),
-        "overhead": amount,
+        "operation": amount,
         "sync": amount,
         "doubt": share,
     }

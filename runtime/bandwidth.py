@@ -15,7 +15,7 @@ from time import perf_counter
 from gemcut import ggml
 from gemcut.engine import Device
 from gemcut.errors import EngineError
-from gemcut.llama.matmul import Backend, Memory, Products
+from gemcut.llama.matmul import Backend, Memory, Products, Sums
 
 # What a plan may choose, and what the models that it starts from hold.
 TYPES = tuple(
@@ -30,7 +30,6 @@ _MANY, _SHORT = 16, 2e-3  # products at once, if one alone takes fewer seconds
 _USED = 4  # experts of one product; few, so that a step is short beside a scheduler's interruption
 _LEAST, _MOST = 3, 400  # steps that are timed
 _CALM = 1.5  # median over fast end, above which something else was running
-_TINY = (16, 256)
 
 Tell = Callable[[int, int], None]  # types done, types in all
 
@@ -42,7 +41,7 @@ class Rates:
     by_type: Mapping[str, float]  # bytes/s of encoded weights, products with one vector
     flops: float  # products with a batch of 512
     link: float  # bytes/s from the host's memory, pinned if the device offers that; of a CPU 0
-    operation: float  # seconds that any operation costs, however small
+    operation: float  # seconds of an operation that is no product: an addition of 2048 numbers
     turn: float  # seconds to have the smallest computation done and read its result
     calm: bool  # False: other programs took so much that steps differed by half
 
@@ -82,7 +81,7 @@ def measure_rates(
                 by_type[kind.name] = rate
         tell(len(kinds), len(kinds))
         flops = meter.multiply(memories)
-        turn, operation = meter.speak(memories[-1])
+        turn, operation = meter.speak(backend)
         link = 0.0 if device.kind == "cpu" else _link(memories[-1])
     return Rates(by_type, flops, link, operation, turn, meter.calm)
 
@@ -137,16 +136,16 @@ class _Meter:
         with _first(memories, kind, (rows, columns), min(count, most), batch=_BATCH) as products:
             return (products.step_flops, self._time(products)) if products else (0.0, 0.0)
 
-    def speak(self, memory: Memory) -> tuple[float, float]:
+    def speak(self, backend: Backend) -> tuple[float, float]:
         """Seconds of the smallest computation, and of one operation more."""
-        few, many = 1, 129
+        few, many = 1, 257
         times: list[float] = []
         for count in (few, many):
-            with Products(memory, ggml.type_named("f32"), _TINY, count) as products:
-                times.append(self._time(products))
+            with Sums(backend, count) as sums:
+                times.append(self._time(sums))
         return times[0], max(0.0, times[1] - times[0]) / (many - few)
 
-    def _time(self, products: Products) -> float:
+    def _time(self, products: Products | Sums) -> float:
         """Seconds of a step.
 
         Threads wait for each other, so one that is interrupted holds up all, step after step. On a
@@ -161,7 +160,7 @@ class _Meter:
         self.calm &= together < _CALM * alone
         return min(alone, together)
 
-    def _steps(self, products: Products) -> float:
+    def _steps(self, products: Products | Sums) -> float:
         seconds, calm = _fast_end(products.step, self._seconds)
         self.calm &= calm
         return seconds

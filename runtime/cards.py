@@ -26,7 +26,7 @@ _LANE = {3: 0.985 * _GB, 4: 1.969 * _GB, 5: 3.938 * _GB}
 # 330 MiB of a CUDA context, and about as much for the desktop that most cards show.
 CARD_RESERVE = 700 << 20
 HOST_RESERVE = 4 << 30  # an operating system with a desktop and a browser
-OVERHEAD = 3e-3  # 1,500 operations of 2 microseconds
+OPERATION = 2e-6  # seconds: to start a card's kernel, or to wait for a CPU's threads
 SYNC = 2e-5
 DOUBT = 0.3  # shares of the peak range from 0.5 to 0.8 over cards, types and models
 _DEFAULT_HOST = "ddr4-3200x2"
@@ -86,7 +86,7 @@ def named(spec: str) -> Profile:
         )
     host = hosts[0] if hosts else replace(_host(_DEFAULT_HOST), source="assumed")
     sync = SYNC if cards else 0.0
-    profile = Profile(spec.strip().lower(), host, (), OVERHEAD, sync, DOUBT)
+    profile = Profile(spec.strip().lower(), host, (), OPERATION, sync, DOUBT)
     return profile.with_cards(tuple(card.processor("") for card in cards))
 
 
@@ -212,4 +212,4 @@ def _chip_profile(word: str) -> Profile:
         source="data sheet",
     )
     host = _processor(title, memory - share, bandwidth * _GB, wanted or cores)
-    return Profile(word.strip().lower(), host, (card,), OVERHEAD, SYNC, DOUBT)
+    return Profile(word.strip().lower(), host, (card,), OPERATION, SYNC, DOUBT)

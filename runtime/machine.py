@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +63,23 @@ class Machine:
     ram_available: int | None  # bytes; None where the system does not say
     backends: tuple[str, ...]
     devices: tuple[Device, ...]
-    versions: dict[str, str]
-    advice: tuple[str, ...]  # one line each
+    trouble: tuple[str, ...]  # why there are no devices
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """Of gemcut and the packages it stands on."""
+        return {"gemcut": __version__} | {name: _version(name) for name in _PACKAGES}
+
+    @cached_property
+    def advice(self) -> tuple[str, ...]:
+        """What is missing, and how to get it: one line each."""
+        return (*self.trouble, *_advise(self.backends, hardware()))
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON knows them."""
-        return asdict(self)
+        """All of it as JSON knows it."""
+        known = asdict(self)
+        del known["trouble"]
+        return known | {"versions": self.versions, "advice": list(self.advice)}
 
 
 def inspect_machine() -> Machine:
@@ -85,8 +96,7 @@ def inspect_machine() -> Machine:
         ram_available=available,
         backends=backends,
         devices=devices,
-        versions={"gemcut": __version__} | {name: _version(name) for name in _PACKAGES},
-        advice=(*trouble, *_advise(backends, hardware())),
+        trouble=tuple(trouble),
     )
 
 
@@ -128,6 +138,8 @@ def _engine() -> tuple[tuple[str, ...], tuple[Device, ...], list[str]]:
 
 
 def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version  # slow to import
+
     try:
         return version(package)
     except PackageNotFoundError:

@@ -17,6 +17,7 @@ from gemcut.runtime.bandwidth import TYPES, Rates, Tell, measure_rates
 from gemcut.runtime.cards import HOST_RESERVE, SYNC, named, slowest
 from gemcut.runtime.machine import Machine, inspect_machine
 from gemcut.sizes import format_size
+from gemcut.user_cache import cache_folder
 
 __all__ = ["named", "open_profile", "this_machine", "with_limits"]
 
@@ -26,8 +27,6 @@ CONTEXT = 330 << 20
 # by 4 % where it was fitted and says nothing about heat or other programs. Busy: the rates, too,
 # were taken while other programs ran. Assumed: cards of one size differ by a factor of two.
 MEASURED, BUSY, ASSUMED = 0.15, 0.3, 0.5
-# Operations of a token in a model of 48 blocks, about 30 in each.
-_OPERATIONS = 1500
 _TRY_AGAIN = 600  # seconds for which a busy machine's speeds have to do
 _FARAWAY = "a device of another machine"  # its description would name that machine
 
@@ -55,7 +54,7 @@ def this_machine(
     if host is None:
         raise EngineError(machine.advice[0] if machine.advice else "llama.cpp sees no CPU")
     cards, threads = usable_cards(machine.devices), threads or machine.threads
-    path = (cache or _cache_folder()) / f"machine-{_key(machine, threads)}.json"
+    path = (cache or cache_folder()) / f"machine-{_key(machine, threads)}.json"
     with suppress(ProfileError):
         return _with_memory(_kept(path, len(cards)), machine, cards)
     found = _measure(machine, host, cards, threads, tell)
@@ -162,7 +161,7 @@ def _measure(
             _processor(f"gpu{index}", _FARAWAY if _faraway(card) else card.description, each)
             for index, (card, each) in enumerate(zip(cards, others, strict=True))
         ),
-        overhead=_OPERATIONS * _rounded((others or [rates])[0].operation),
+        operation=_rounded((others or [rates])[0].operation),
         # Experts on the host: their input is fetched from the card, and their output sent there.
         sync=2 * _rounded(max((each.turn for each in others), default=0.0)),
         doubt=MEASURED if calm else BUSY,
@@ -200,7 +199,8 @@ def _with_memory(profile: Profile, machine: Machine, cards: Sequence[Device]) ->
             memory = min(memory, total * 3 // 4)
             total -= memory
         taken = max(0, device.total - device.free) + CONTEXT
-        found.append(replace(card, memory=memory, reserve=min(taken, memory)))
+        link = 0.0 if _faraway(device) else card.link  # the RPC backend offers no such computing
+        found.append(replace(card, memory=memory, reserve=min(taken, memory), link=link))
     host = replace(profile.host, memory=total, reserve=max(0, min(reserve, total)))
     return replace(profile, host=host, cards=tuple(found))
 
@@ -212,10 +212,6 @@ def _shares(device: Device) -> bool:
 
 def _faraway(device: Device) -> bool:
     return device.name.startswith("RPC")
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gemcut"
 
 
 def _key(machine: Machine, threads: int) -> str:

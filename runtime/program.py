@@ -287,6 +287,8 @@ class _Program:
         Args:
             start: a solution of the same problem, to be improved in a quarter of the time.
         """
+        if self._forced:
+            return self._solution(np.ones(len(self.columns.loss)), 0.0) if self._holds else None
         solver = self._solver(gap)
         if start is not None:
             self._begin(solver, start)
@@ -301,6 +303,9 @@ class _Program:
 
     def bound(self) -> float:
         """The least seconds if everything could be divided."""
+        if self._forced:
+            least = self.problem.overhead + sum(self.columns.seconds)
+            return least if self._holds else math.inf
         solver = self._solver(0.0, whole=False)
         solver.run()
         status = solver.modelStatusToString(solver.getModelStatus())
@@ -310,6 +315,19 @@ class _Program:
             raise EngineError(f"HiGHS failed on a plan: {status}")
         values = np.asarray(solver.getSolution().col_value)
         return self.problem.overhead + float(values @ np.array(self.columns.seconds))
+
+    @property
+    def _forced(self) -> bool:
+        """Whether nothing is to be chosen: one place and one option for everything."""
+        choices = len(self.problem.items) + len(self.homes)
+        apart = any(item.parts for item in self.problem.items)
+        return len(self.columns.loss) == choices and not apart
+
+    @property
+    def _holds(self) -> bool:
+        """Whether the rows allow that everything is chosen."""
+        sums = ((sum(row.values()), low, high) for row, low, high in self.rows)
+        return all(low <= total <= high for total, low, high in sums)
 
     def _solver(self, gap: float, whole: bool = True) -> "highspy.Highs":
         import highspy

@@ -1,6 +1,6 @@
 """Fixtures shared by all tests: the demo's checkpoint, and files made from it once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,23 @@ import gemcut
 from gemcut import api
 
 Cut = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is measured and remembered here stays out of the user's folders.
+
+    And where llama.cpp ends a process, it asks no debugger for the reason.
+    """
+    own = {
+        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
+        "XDG_STATE_HOME": str(tmp_path_factory.mktemp("state")),
+        "GGML_NO_BACKTRACE": "1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in own.items():
+            patch.setenv(name, value)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 from gemcut import ggml, llama
 from gemcut.engine import Device
 from gemcut.errors import EngineError, PlanError
-from gemcut.llama.matmul import Backend, Memory, Products, _valid_bytes
+from gemcut.llama.matmul import Backend, Memory, Products, Sums, _valid_bytes
 from gemcut.quantize import candidates
 from gemcut.runtime import bandwidth
 from gemcut.runtime.bandwidth import TYPES, measure_rates
@@ -64,6 +64,15 @@ def test_a_batch_multiplies(memory, used):
     with Products(memory, ggml.type_named("q4_0"), (64, 512), 4, batch=8, used=used) as products:
         assert 8 * 2 * 4 * 64 * 512 == products.step_flops
         assert products.step() > 0
+
+
+def test_sums_take_their_time(memory):
+    """More of them take longer; none, and absurdly many, are refused."""
+    with Sums(memory.backend, 1) as one, Sums(memory.backend, 4000) as many:
+        assert min(one.step() for _ in range(9)) < min(many.step() for _ in range(9))
+    for count in (0, 1 << 40):
+        with pytest.raises(EngineError, match="no sums"):
+            Sums(memory.backend, count)
 
 
 @pytest.mark.parametrize(

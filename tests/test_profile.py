@@ -78,13 +78,13 @@ def damaged(**changes):
     [
         [],
         {},
-        damaged(version=2),
+        damaged(version=1),
         damaged(version=True),
         damaged(version=None),
         damaged(extra=1),
         damaged(doubt=2),
         damaged(doubt=None),
-        damaged(overhead=-1),
+        damaged(operation=-1),
         damaged(sync="soon"),
         damaged(cards={}),
         damaged(cards=[named("rtx-4070").to_dict()["host"]]),
@@ -347,7 +347,7 @@ def test_this_machine_is_measured_once(measured, tmp_path):
     assert "measured" == first.host.source
     assert inspect_machine().ram_total == first.host.memory
     assert 0 < first.host.room <= first.host.memory
-    assert pytest.approx(3e-3) == first.overhead
+    assert pytest.approx(2e-6) == first.operation
     assert 2 == len(list(tmp_path.iterdir()))
 
 
@@ -455,7 +455,7 @@ def test_one_memory_is_not_counted_twice(measured, tmp_path, monkeypatch, device
 
 def test_without_the_engine_there_is_no_profile(monkeypatch):
     """The advice that the doctor has is the error."""
-    nothing = replace(inspect_machine(), devices=(), advice=("install it",))
+    nothing = replace(inspect_machine(), devices=(), trouble=("install it",))
     monkeypatch.setattr(profiles, "inspect_machine", lambda: nothing)
     with pytest.raises(EngineError, match="install it"):
         this_machine()

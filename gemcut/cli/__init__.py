@@ -18,6 +18,9 @@ COMMANDS = {
     "plan": "choose types and places: the best file for your VRAM, RAM and context",
     "quantize": "cut a checkpoint for a machine, to a size, a type or by a plan",
     "run": "chat with a GGUF in the terminal, or answer one prompt",
+    "serve": "answer over HTTP as OpenAI's API does, with a page to chat on",
+    "rpc-server": "lend this machine's devices to gemcut or llama.cpp on another one",
+    "bench": "how fast a GGUF runs here, beside what was predicted; other placements in turn",
     "eval": "compare GGUF files: perplexity, KL divergence, top-1 agreement",
     "doctor": "this machine, its devices and builds, and what is missing",
 }
@@ -43,7 +46,8 @@ class Group(click.Group):
         """The command of a name."""
         if name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"gemcut.cli.{name}").command
+        module = importlib.import_module(f"gemcut.cli.{name.replace('-', '_')}")
+        command: click.Command = module.command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -61,7 +61,11 @@ def _facts(machine: "Machine") -> Rows:
         ("ram", f"{format_size(machine.ram_total)}{available}"),
         ("backends", ", ".join(machine.backends) or "none"),
         *(
-            ("device", f"{d.name}: {d.description}, {d.kind}, {format_size(d.total)}")
+            (
+                "device",
+                f"{d.name}: {d.description}, {d.kind}, {format_size(d.total)}, "
+                f"{format_size(d.free)} free",
+            )
             for d in machine.devices
         ),
         *machine.versions.items(),
@@ -78,7 +82,7 @@ def _speeds(profile: "Profile") -> Rows:
         rows.append((f"{place.name} batches", f"{place.flops / 1e9:.0f} GFLOP/s"))
         if place.link:
             rows.append((f"{place.name} link", f"{_rate(place.link)} from the host"))
-    rows.append(("a token", f"{1e3 * profile.overhead:.1f} ms beside its weights"))
+    rows.append(("an operation", f"{1e6 * profile.operation:.1f} us, however small"))
     if profile.cards:
         rows.append(("a block", f"{1e6 * profile.sync:.0f} us more if its experts are on the host"))
     return rows

@@ -17,6 +17,7 @@ import click
 
 from gemcut.cli.common import CONTEXT, SIZE, say
 from gemcut.cli.planning import working
+from gemcut.cli.titled import titled
 from gemcut.errors import UsageError
 from gemcut.sizes import format_size, parse_size
 
@@ -115,19 +116,18 @@ def placement_options(command: Command | None = None, *, parallel: int = 1) -> A
         machine = {name: said.pop(name) for name in ("workload", "vram", "ram", "machine")}
         return inner(wanted=_wanted(flags | {"n_seq": said.pop("n_seq")}, **machine), **said)
 
-    found: Command = bundled
-    for option in reversed(_MACHINE):
-        found = option(found)
-    found = click.option(
+    together = click.option(
         *("-np", "--parallel", "n_seq"),
         type=click.IntRange(1, 256),
         default=parallel,
         show_default=True,
         help="sequences at once, which share the context",
-    )(found)
-    for name, words, settings in reversed(_FLAGS):
-        found = click.option(*words, name, **settings)(found)
-    return found
+    )
+    flags = (click.option(*words, name, **settings) for name, words, settings in _FLAGS)
+    of_machine = titled("What it is planned for", *_MACHINE)
+    return titled("How it runs (what is not said is planned)", *flags, together)(
+        of_machine(bundled)
+    )
 
 
 def show_placement(placement: "Placement") -> None:

@@ -19,12 +19,13 @@ from gemcut.cli.terminal.asking import ask, ask_json
 from gemcut.cli.terminal.remembering import prompt_cache
 from gemcut.cli.terminal.settings import Talk, sampling_options, values
 from gemcut.cli.terminal.show import Screen
+from gemcut.cli.titled import Titled
 
 if TYPE_CHECKING:  # the library is loaded when the command runs
     from gemcut.runtime.loading import Loaded
 
 
-@click.command("run")
+@click.command("run", cls=Titled)
 @click.argument("model", type=FILE)
 @click.option("-p", "--prompt", help="answer this once; what is piped in comes after it")
 @click.option("-f", "--file", "files", type=FILE, multiple=True, help="a text for the prompt")

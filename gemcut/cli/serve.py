@@ -9,6 +9,7 @@ import click
 
 from gemcut.cli.common import FILE, hub_options, local_gguf, say, stages
 from gemcut.cli.placing import Wanted, placement_options, show_placement
+from gemcut.cli.titled import Titled
 from gemcut.errors import UsageError
 
 if TYPE_CHECKING:  # the library is loaded when the command runs
@@ -19,7 +20,7 @@ _INSTALL = "the server needs FastAPI and uvicorn: pip install 'gemcut[serve]'"
 _placement: Callable[[Callable[..., Any]], Callable[..., Any]] = placement_options(parallel=4)
 
 
-@click.command("serve")
+@click.command("serve", cls=Titled)
 @click.argument("model", type=FILE)
 @click.option("--host", default="127.0.0.1", show_default=True, help="address to listen on")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gemcut.cli.titled import titled
 from gemcut.errors import GemcutError, UsageError
 
 if TYPE_CHECKING:
@@ -43,10 +44,11 @@ class Setting:
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """One option for each number of the sampling, named by its field; None: the file's."""
-    for name, (field, kind, text) in reversed(SAMPLING.items()):
-        names = [f"--{name}", *(["-s"] if name == "seed" else [])]
-        command = click.option(*names, field, type=kind, help=text)(command)
-    return command
+    options = (
+        click.option(f"--{name}", *(["-s"] if name == "seed" else []), field, type=kind, help=text)
+        for name, (field, kind, text) in SAMPLING.items()
+    )
+    return titled("How tokens are drawn", *options)(command)
 
 
 def change(talk: Talk, name: str, text: str) -> None:
