@@ -30,7 +30,7 @@ HEAD = """\
 # Plans for large models on common machines
 
 **All of it is predicted.** Made by `bench/plans.py` from headers alone: no weight was read, so
-types are chosen by priors (orders of magnitude by role and depth), KL divergences are beliefs, and
+types are chosen by priors (round numbers by role), KL divergences are beliefs, and
 speeds follow from data sheets (standard error {doubt:.0%}). What `gemcut measure` finds on the
 model itself replaces the priors, `gemcut doctor --measure` the data sheets. VRAM and RAM are
 totals, of which reserves and margins are taken; cards are {cards}; memory

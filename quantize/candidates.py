@@ -24,33 +24,51 @@ WITH_IMPORTANCE = ["iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs"]
 _MEASURED = ["f16"]
 _MEASURED_WITH_IMPORTANCE = ["iq1_s", "iq1_m"]
 _SUPER_BLOCK = 256
-# On 64 rows of 256 standard normal numbers, with uniform importance where a type needs one. ggml
-# takes most of a minute to find them out, since some of its types search large tables.
+# Of 256 rows of 256 standard normal numbers. Importance is log-normal (sigma 0.5), as that of most
+# matrices nearly is: i-quants gain much by it, so that their order among the others is another.
+# ggml takes a minute to find them out, since some of its types search large tables.
 _ERRORS = {
-    "iq1_s": 0.237,
-    "iq1_m": 0.342,
-    "iq2_xxs": 0.117,
-    "q2_0": 0.514,
-    "iq2_xs": 0.0900,
-    "iq2_s": 0.0712,
-    "q2_k": 0.0886,
-    "iq3_xxs": 0.0459,
-    "q3_k": 0.0227,
-    "iq3_s": 0.0285,
-    "iq4_xs": 0.00589,
-    "mxfp4": 0.0132,
-    "q4_0": 0.00747,
+    "q2_0": 0.518,
+    "q2_k": 0.0877,
+    "q3_k": 0.0229,
+    "iq3_s": 0.0276,
+    "iq4_xs": 0.00593,
+    "mxfp4": 0.0134,
+    "q4_0": 0.00744,
     "q4_k": 0.00511,
-    "iq4_nl": 0.00580,
-    "nvfp4": 0.00900,
-    "q4_1": 0.00608,
-    "q5_0": 0.00185,
-    "q5_k": 0.00129,
-    "q5_1": 0.00143,
-    "q6_k": 3.09e-4,
-    "q8_0": 2.89e-5,
+    "iq4_nl": 0.00585,
+    "q4_1": 0.00612,
+    "q5_0": 0.00183,
+    "q5_k": 0.00132,
+    "q5_1": 0.00145,
+    "q6_k": 3.16e-4,
+    "q8_0": 2.88e-5,
     "bf16": 2.76e-6,
     "f16": 4.24e-8,
+}
+_ERRORS_WITH_IMPORTANCE = {
+    **_ERRORS,
+    "iq1_s": 0.226,
+    "iq1_m": 0.19,
+    "iq2_xxs": 0.111,
+    "q2_0": 0.521,
+    "iq2_xs": 0.0846,
+    "iq2_s": 0.0594,
+    "q2_k": 0.0682,
+    "iq3_xxs": 0.0305,
+    "q3_k": 0.0204,
+    "iq3_s": 0.0176,
+    "iq4_xs": 0.00564,
+    "mxfp4": 0.0134,
+    "q4_0": 0.00661,
+    "q4_k": 0.00486,
+    "iq4_nl": 0.00554,
+    "q4_1": 0.00473,
+    "q5_0": 0.00161,
+    "q5_k": 0.00123,
+    "q5_1": 0.00111,
+    "q6_k": 2.95e-4,
+    "q8_0": 2.90e-5,
 }
 
 
@@ -99,9 +117,10 @@ def paddable(name: str) -> bool:
     return ".ffn_down" in name
 
 
-def error(kind: ggml.Type, source: str) -> float:
+def error(kind: ggml.Type, source: str, importance: bool) -> float:
     """Relative squared error of a round trip through the type, on normally distributed weights.
 
     Stands for a tensor's own error until that is measured. The source's own type loses nothing.
     """
-    return 0.0 if kind.name in (source, "f32") else _ERRORS[kind.name]
+    known = _ERRORS_WITH_IMPORTANCE if importance else _ERRORS
+    return 0.0 if kind.name in (source, "f32") else known[kind.name]

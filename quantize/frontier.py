@@ -12,7 +12,6 @@ from gemcut.runtime.program import placed, solve
 
 _STEPS = (64.0, 16.0, 4.0, 0.25, 0.0625)  # prices, in that of the knee
 _SIZE_STEPS = (1.0, 4.0, 16.0)  # the like for a byte: where less is slower, it still is less
-_NOTHING = 1e-18  # nats that a byte is worth where of equal losses the smaller file is wanted
 _NONE = 1e-9  # nats
 _ALIKE = 2e-3  # relative difference of sizes
 _GIGABYTE = 10**9
@@ -58,11 +57,11 @@ def _by_size(smallest: Solution | None, best: Solution) -> list[Aim]:
 
 def _lossless(search: Search) -> Point | None:
     """A file that loses nothing, whether it fits or not; None: rules or types do not allow one."""
-    problem = replace(search.problem, aim=Aim(loss=1, size=_NOTHING), rough=True)
-    if (found := solve(problem, ROUGH)) and found.loss <= _NONE:
+    problem = replace(search.problem, aim=SIZE, loss=_NONE, rough=True)
+    if found := solve(problem, ROUGH):
         return search.report.point(found, "lossless")
     free = solve(replace(problem, room=(math.inf,) * len(problem.room)), ROUGH)
-    if free is None or free.loss > _NONE:
+    if free is None:
         return None
     point = search.report.point(free, "lossless")
     return replace(point, fits=False, decode=None, prefill=None)

@@ -32,7 +32,9 @@ from gemcut.sensitivity import GroupWeight, Point, TensorSensitivity
 
 LEVELS = (0.03,)  # relative squared errors
 _FLOOR = 1e-4  # the one that the floor is measured with
-_TYPES = ("q4_0", "mxfp4", "q3_k", "q5_0")  # fast to encode; the first with an error is taken
+# Fast to encode; the first with an error is taken. That of MXFP4 comes last: it is not fitted to
+# importance, and so is of another shape than those to be predicted.
+_TYPES = ("q4_0", "q3_k", "q5_0", "mxfp4")
 _LARGEST_STRENGTH = 4.0  # beyond, an error is no longer like one of a type
 
 OnResult = Callable[[str, GroupWeight], None]  # told a group and what was found

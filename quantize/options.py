@@ -16,7 +16,7 @@ from gemcut.quantize import widths
 from gemcut.quantize.request import Request, Rule, rules_of
 from gemcut.quantize.roles import Role, role_of
 from gemcut.quantize.widths import Padding, paddings, splits
-from gemcut.runtime.ledger import block_of, is_routed
+from gemcut.runtime.ledger import block_of, is_routed, layer_of
 from gemcut.runtime.problem import Item, Option
 from gemcut.sensitivity import PARTS, LocalError, Sensitivity
 
@@ -26,8 +26,6 @@ from gemcut.sensitivity import PARTS, LocalError, Sensitivity
 DEFAULT_RANGE = (4.25, 5.5)
 LIMITS = (2.0, 4.25)
 _NEVER = ("iq1_s", "iq1_m")  # unless asked for
-# Below the default range a prior is believed to be too low: errors there add up to more.
-_DOUBT = 1.5
 _SUPER_BLOCK = 256
 
 Seconds = Callable[[str, float], tuple[float, ...]]  # of active bytes in a type, at each place
@@ -166,12 +164,9 @@ class Builder:
         A rule may leave an output's weights on the host without its block; those that are the
         embedding's, too, llama.cpp would hold there twice.
         """
-        if (block := block_of(name)) is not None:
-            return block
         if name == "output.weight" and name in self.rules and self.rules[name].device == HOST:
             return None
-        is_output = name == "token_embd.weight" and self.tied
-        return None if role_of(name).is_lookup and not is_output else self.blocks
+        return layer_of(name, self.blocks, self.tied)
 
     def _places(self, name: str) -> frozenset[int] | None:
         device = self.rules[name].device if name in self.rules else None
@@ -245,8 +240,7 @@ class Builder:
         if way.key is None or way.error is None or not self._runs(way.tensor):
             return 0.0
         weight = self.sensitivity.groups[self.sensitivity.tensors[way.key].group]
-        doubt = _DOUBT if way.below and weight.source == "prior" else 1.0
-        return weight.weight * way.error.mean * doubt
+        return weight.weight * way.error.mean
 
     def _runs(self, name: str) -> bool:
         """Whether the model computes with it: blocks that only draft tokens do not count."""

@@ -9,20 +9,16 @@ from gemcut.quantize.groups import Groups, group_tensors
 from gemcut.quantize.roles import role_of
 from gemcut.sensitivity import GroupWeight, LocalError, Sensitivity, TensorSensitivity
 
-# The priors are divergences of tensors in IQ2_XXS, whose relative error on normally distributed
-# weights this is. They hold to a factor of about two.
-_PRIOR_ERROR = 0.09
-_PRIOR_DOUBT = 1.0  # standard error of a prior, relative to it
+_DOUBT = 1.0  # standard error of a prior, relative to it: they hold to a factor of about two
 
 
 def prior_weights(model: Model, groups: Groups) -> dict[str, GroupWeight]:
     """What a group's relative error is believed to cost, before the model itself was asked."""
-    layers = 1 + max((role_of(tensor.name).layer or 0 for tensor in model.tensors), default=0)
     tied = all(tensor.name != "output.weight" for tensor in model.tensors)
     weights = {}
     for group, names in groups.items():
-        weight = fmean(role_of(name).prior(layers, tied) for name in names) / _PRIOR_ERROR
-        weights[group] = GroupWeight(weight, _PRIOR_DOUBT * weight, "prior")
+        weight = fmean(role_of(name).prior(tied) for name in names)
+        weights[group] = GroupWeight(weight, _DOUBT * weight, "prior")
     return weights
 
 
@@ -46,5 +42,6 @@ def prior_sensitivity(model: Model, weighted: Collection[str]) -> Sensitivity:
 
 
 def _errors(tensor: Tensor, importance: bool) -> dict[str, LocalError]:
-    ways = measured(tensor.columns, tensor.source_type, importance, paddable(tensor.name))
-    return {str(way): LocalError(error(way.type, tensor.source_type)) for way in ways}
+    source = tensor.source_type
+    ways = measured(tensor.columns, source, importance, paddable(tensor.name))
+    return {str(way): LocalError(error(way.type, source, importance)) for way in ways}

@@ -21,7 +21,7 @@ from gemcut.quantize.priors import prior_sensitivity
 from gemcut.runtime.ledger import fixed, rooms
 from gemcut.runtime.problem import LOSS, SECONDS, SIZE, Aim, Problem, Solution
 from gemcut.runtime.program import place, solve
-from gemcut.runtime.throughput import active_shares, cache_seconds, token_seconds
+from gemcut.runtime.throughput import Prices, active_shares, starting_seconds, token_seconds
 
 GAP, ROUGH = 1e-3, 1e-2  # of what is chosen, and of what it is compared with
 _LAST = 0.01  # nats that a second of a token is worth where loss comes first: 1e-5 for 1 ms
@@ -105,9 +105,10 @@ class Search:
             room[1:] = [bytes_ + needs.dequantized for bytes_ in room[1:]]
         if self.all_on_cards:
             room[0] = math.inf
+        prices = Prices(machine, needs, {})
         reads = tuple(
-            tuple(cache_seconds(each, needs.kind, read) for each in machine.places)
-            for read in needs.reads
+            tuple(prices.reading(block, each.name) for each in machine.places)
+            for block in range(len(needs.caches))
         )
         return Problem(
             items,
@@ -117,7 +118,7 @@ class Search:
             needs.dequantized if needs.offloads else None,
             not self.all_on_cards,
             machine.sync,
-            machine.overhead,
+            starting_seconds(machine, len(items)),
         )
 
     @cached_property

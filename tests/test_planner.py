@@ -241,7 +241,8 @@ def test_every_candidate_fits_and_the_last_loses_nothing(columns, source, weight
 
     assert all(way.type.fits(columns) and way.padded_to is None for way in ways)
     assert source in {way.type.name for way in ways}
-    assert error(ggml.type_named(source), source) == 0
+    assert error(ggml.type_named(source), source, weighted) == 0
+    assert all(0 <= error(way.type, source, weighted) < 1 for way in ways)
     assert weighted or not NEEDS_IMPORTANCE & {way.type.name for way in ways}
 
 

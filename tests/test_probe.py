@@ -205,6 +205,13 @@ def test_tensors_on_a_lattice_are_given_another_types_error():
     assert not probeable("name", {})
 
 
+def test_an_error_fitted_to_importance_comes_first():
+    """MXFP4's is not, and would be of another shape than those that are to be predicted."""
+    errors = {"q4_0": LocalError(1e-3), "q3_k": LocalError(5e-3), "mxfp4": LocalError(0.012)}
+
+    assert "q3_k" == change(TensorSensitivity("group", errors), 0.03).type.name
+
+
 @given(st.floats(-10, 10), st.floats(0.01, 3))
 def test_weights_are_positive(mean, se):
     """Never zero, whatever was measured; what is certain stays; more measured is more believed."""
