@@ -23,8 +23,9 @@ setup: $(READY) ## .venv with gemcut, llama.cpp built for this machine, and the 
 demo: $(READY) ## the whole way on the embedded model
 	.venv/bin/gemcut demo
 
+# Two processes share the cores: threads that wait for each other must not keep them busy.
 test: $(READY) ## the tests
-	.venv/bin/python -m pytest
+	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(READY) ## formatting, lint and types
 	.venv/bin/ruff format --check .

@@ -19,9 +19,9 @@ from common import demo_file
 from gemcut import api
 from gemcut.engine import ContextOptions
 from gemcut.llama import Context
-from gemcut.runtime.given import Given
-from gemcut.runtime.held import predicted
-from gemcut.runtime.ledger import fixed
+from gemcut.runtime.memory.ledger import fixed
+from gemcut.runtime.placement.given import Given
+from gemcut.runtime.placement.held import predicted
 from tests.test_kv_cache import load
 from tests.test_ledger import metadata_for
 

@@ -19,7 +19,7 @@ from gemcut.errors import BudgetError
 from gemcut.quantize.outcome import Outcome, Point, Task
 from gemcut.quantize.planner import plan_model
 from gemcut.quantize.request import Request
-from gemcut.runtime.profiles import open_profile, with_limits
+from gemcut.runtime.machine.profiles import open_profile, with_limits
 
 CARDS = {8: "rtx-4060", 12: "rtx-3060", 16: "rtx-4060-ti-16gb", 24: "rtx-3090"}
 MEMORY = "ddr5-5600x2@8"

@@ -21,7 +21,7 @@ from common import GEMCUT, demo_file, peer
 
 from gemcut.engine import ContextOptions, default_threads
 from gemcut.llama import Context, Model
-from gemcut.runtime.speed import speeds
+from gemcut.runtime.speed.measured import speeds
 
 PROMPT = "Write one sentence about the sea."
 UBATCH = 512

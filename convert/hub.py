@@ -16,9 +16,8 @@ from typing import Any
 
 from gemcut.convert import hub_cache, transfer
 from gemcut.convert.files import Files, LocalFiles, read_at, small_files, weight_files
-from gemcut.convert.hub_cache import Progress as Progress
-from gemcut.convert.listing import Place as Place
-from gemcut.convert.listing import Unreachable, explained, listed
+from gemcut.convert.hub_cache import Progress
+from gemcut.convert.listing import Place, Unreachable, explained, listed
 from gemcut.convert.transfer import Remote
 from gemcut.errors import CheckpointError
 

@@ -5,7 +5,10 @@ here). Every count and length comes off the disk and is checked against the byte
 before anything is allocated. Nothing here writes (`gguf_writer`) or knows what a tensor means.
 """
 
+import errno
 import mmap
+import os
+import stat
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -112,7 +115,9 @@ class GGUFFile(Closing):
         """
         self.path = Path(path)
         try:
-            with open(self.path, "rb") as file:
+            with open(self.path, "rb", opener=_without_waiting) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise OSError(errno.EINVAL, "a pipe or device, wanted a file")
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # ValueError: the file is empty
             reason = error.strerror if isinstance(error, OSError) else "the file is empty"
@@ -192,6 +197,11 @@ class GGUFFile(Closing):
             self._map.close()
         except BufferError:  # a view is alive
             pass
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe opens, too, without somebody at its other end."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class _Cursor:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from gemcut.profile import Profile
-from gemcut.runtime.problem import HOST, LOSS, SECONDS, SIZE, Aim, Problem, Solution
-from gemcut.runtime.program import solve
+from gemcut.runtime.placement.problem import HOST, LOSS, SECONDS, SIZE, Aim, Problem, Solution
+from gemcut.runtime.placement.program import solve
 from gemcut.sizes import format_size
 
 _GAP = 1e-3

@@ -20,7 +20,7 @@ from zlib import crc32
 from gemcut.demo.text import questions, training_sources
 from gemcut.errors import EngineError
 from gemcut.quantize.phrases import LANGUAGES, NAMES, PLACES, Language
-from gemcut.runtime.template import Message, Template
+from gemcut.runtime.language.template import Message, Template
 
 Use = Literal["importance", "probe", "validation"]
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from gemcut.plan import Plan
 from gemcut.quantize.options import Way
 from gemcut.quantize.outcome import Task
 from gemcut.quantize.search import Search, check_sensitivity
-from gemcut.runtime.problem import Item, Option
+from gemcut.runtime.placement.problem import Item, Option
 
 
 @dataclass(frozen=True)

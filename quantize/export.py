@@ -8,9 +8,9 @@ from gemcut.plan import Plan
 from gemcut.profile import Profile
 from gemcut.quantize import stock
 from gemcut.quantize.roles import role_of
-from gemcut.runtime.carried import context_of
-from gemcut.runtime.layout import NOTHING, Layout, expressions
-from gemcut.runtime.layout import layout as layout_of
+from gemcut.runtime.placement.carried import context_of
+from gemcut.runtime.placement.layout import NOTHING, Layout, expressions
+from gemcut.runtime.placement.layout import layout as layout_of
 
 _BATCH = 2048  # tokens: llama-server's default, which bounds -ub
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from gemcut.quantize.outcome import Gain, Outcome, Point, Task
 from gemcut.quantize.search import GAP, ROUGH, Search
-from gemcut.runtime.problem import SIZE, Aim, Solution
-from gemcut.runtime.program import placed, solve
+from gemcut.runtime.placement.problem import SIZE, Aim, Solution
+from gemcut.runtime.placement.program import placed, solve
 
 _STEPS = (64.0, 16.0, 4.0, 0.25, 0.0625)  # prices, in that of the knee
 _SIZE_STEPS = (1.0, 4.0, 16.0)  # the like for a byte: where less is slower, it still is less

@@ -16,8 +16,8 @@ from gemcut.quantize import widths
 from gemcut.quantize.request import Request, Rule, rules_of
 from gemcut.quantize.roles import Role, role_of
 from gemcut.quantize.widths import Padding, paddings, splits
-from gemcut.runtime.ledger import block_of, is_routed, layer_of
-from gemcut.runtime.problem import Item, Option
+from gemcut.runtime.memory.tensors import block_of, is_routed, layer_of
+from gemcut.runtime.placement.problem import Item, Option
 from gemcut.sensitivity import PARTS, LocalError, Sensitivity
 
 # Smallest bits per weight of (experts, everything else). The default range is what suits a mixture

@@ -19,9 +19,10 @@ from gemcut.quantize.options import Choices, Way
 from gemcut.quantize.request import Request
 from gemcut.quantize.rescale import Rescale
 from gemcut.quantize.roles import role_of
-from gemcut.runtime.ledger import Fixed, Placed, ledger
-from gemcut.runtime.problem import Chosen, Solution
-from gemcut.runtime.throughput import decode_speed, prefill_speed
+from gemcut.runtime.memory.ledger import Fixed, ledger
+from gemcut.runtime.memory.tensors import Placed
+from gemcut.runtime.placement.problem import Chosen, Solution
+from gemcut.runtime.speed.throughput import decode_speed, prefill_speed
 from gemcut.sensitivity import LocalError, Sensitivity
 
 Describe = Callable[[Plan], Mapping[str, Value]]

@@ -3,9 +3,9 @@
 from gemcut.quantize.frontier import with_alternatives
 from gemcut.quantize.outcome import Outcome, Task
 from gemcut.quantize.search import Search, check_sensitivity
-from gemcut.runtime.problem import HOST
+from gemcut.runtime.placement.problem import HOST
 
-_OUTPUT = "token_embd.weight"
+_EMBEDDING = "token_embd.weight"
 
 
 def plan_model(task: Task, alternatives: bool = True) -> Outcome:
@@ -32,12 +32,12 @@ def plan_model(task: Task, alternatives: bool = True) -> Outcome:
 def _pulled(search: Search) -> tuple[str, ...]:
     """What a rule for a tied embedding brings along."""
     pinned = any(
-        item.name == _OUTPUT and item.block is not None and item.places == frozenset((HOST,))
+        item.name == _EMBEDDING and item.block is not None and item.places == frozenset((HOST,))
         for item in search.problem.items
     )
     if not pinned or search.machine is None or not search.machine.cards:
         return ()
     return (
-        f"{_OUTPUT} is the output, too, and llama.cpp fills the host first: with it on the host "
+        f"{_EMBEDDING} is the output, too, and llama.cpp fills the host first: with it on the host "
         "every block is computed there",
     )

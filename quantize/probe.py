@@ -23,7 +23,7 @@ from gemcut.quantize import reference
 from gemcut.quantize.importance import Importance
 from gemcut.quantize.reference import Reference
 from gemcut.quantize.swapping import Change, Swapper, check_alike, check_types
-from gemcut.runtime.machine import inspect_machine
+from gemcut.runtime.machine.inspection import inspect_machine
 from gemcut.score import Floats
 
 Tokens = NDArray[np.int32]

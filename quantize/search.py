@@ -18,10 +18,15 @@ from gemcut.quantize.identity import fingerprint
 from gemcut.quantize.options import Builder, Choices
 from gemcut.quantize.outcome import Reporter, Task
 from gemcut.quantize.priors import prior_sensitivity
-from gemcut.runtime.ledger import fixed, rooms
-from gemcut.runtime.problem import LOSS, SECONDS, SIZE, Aim, Problem, Solution
-from gemcut.runtime.program import place, solve
-from gemcut.runtime.throughput import Prices, active_shares, starting_seconds, token_seconds
+from gemcut.runtime.memory.ledger import fixed, rooms
+from gemcut.runtime.placement.problem import LOSS, SECONDS, SIZE, Aim, Problem, Solution
+from gemcut.runtime.placement.program import place, solve
+from gemcut.runtime.speed.throughput import (
+    Prices,
+    active_shares,
+    starting_seconds,
+    token_seconds,
+)
 
 GAP, ROUGH = 1e-3, 1e-2  # of what is chosen, and of what it is compared with
 _LAST = 0.01  # nats that a second of a token is worth where loss comes first: 1e-5 for 1 ms

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from gemcut.engine import ContextOptions, Sampling
 from gemcut.llama import Context, Model
-from gemcut.runtime.chat import Chat
+from gemcut.runtime.chat.chat import Chat
 
 
 def open_chat(

@@ -7,6 +7,7 @@ import pytest
 
 import gemcut
 from gemcut import api
+from gemcut.llama import Model
 
 Cut = Callable[[str], Path]
 
@@ -68,3 +69,10 @@ def q8_0(cut: Cut) -> Path:
 def q4_k_m(cut: Cut) -> Path:
     """The checkpoint cut to Q4_K_M."""
     return cut("q4_k_m")
+
+
+@pytest.fixture(scope="module")
+def model(bf16: Path) -> Iterator[Model]:
+    """The demo's model at work; a module may have another one under this name."""
+    with Model.load(bf16) as model:
+        yield model

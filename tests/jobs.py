@@ -1,13 +1,18 @@
-"""Jobs for a scheduler: who listens to them, what they get alone, and what noise is."""
+"""Jobs for a scheduler: who listens to them, what they get alone, and what noise is.
+
+The fixtures at the end are for modules that take them by name.
+"""
 
 import threading
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from gemcut.engine import ContextOptions, Sampling
-from gemcut.llama import Context, Span
-from gemcut.runtime.jobs import Drawn, Ended
+from gemcut.llama import Context, Model, Span
+from gemcut.runtime.batching.jobs import Drawn, Ended
+from gemcut.runtime.batching.scheduler import Scheduler
 
 GREEDY = Sampling(temperature=0)
 ALONE = ContextOptions(n_ctx=512, n_batch=64, n_ubatch=64, threads=1, n_outputs=1)
@@ -41,7 +46,7 @@ class Listener:
         return [drawn.token for drawn in self.drawn]
 
     def wait(self) -> Ended:
-        assert self._done.wait(WAIT), "the job never ended"
+        assert self._done.wait(WAIT) and self.ended, "the job never ended"
         return self.ended
 
 
@@ -87,3 +92,32 @@ def measured_noise(model, text):
     found = max(np.abs(reading - readings[0]).max() for reading in readings)
     assert 0 < found < 0.1
     return 4 * found  # twice for two logits, and twice for what was not met here
+
+
+@pytest.fixture(scope="module")
+def model(f32):
+    with Model.load(f32) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def text(model):
+    return [int(token) for token in model.tokenize(TEXT)]
+
+
+@pytest.fixture
+def shared(model):
+    with Context(model, SHARED) as context, Scheduler(context) as scheduler:
+        yield scheduler
+
+
+@pytest.fixture(scope="module")
+def empty(model):
+    """A context to compute in what a job gets alone."""
+    with Context(model, ALONE) as context:
+        yield context
+
+
+@pytest.fixture(scope="module")
+def noise(model, text):
+    return measured_noise(model, text)

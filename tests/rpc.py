@@ -88,7 +88,8 @@ def rpc_server(room=0):
     endpoint = f"127.0.0.1:{port}"
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER, endpoint, str(room)],
-        env=child_environment(),
+        # One heap: a thread's own would take address space, which is what is limited.
+        env=child_environment() | {"MALLOC_ARENA_MAX": "1"},
         stdout=subprocess.DEVNULL,
     )
     try:

@@ -13,12 +13,12 @@ import openai
 from gemcut.closing import Closing
 from gemcut.engine import ContextOptions
 from gemcut.llama import Context
-from gemcut.runtime.batching import Scheduler
-from gemcut.runtime.jobs import Drawn, Ended, Stats
+from gemcut.runtime.batching.jobs import Drawn, Ended, Stats
+from gemcut.runtime.batching.scheduler import Scheduler
+from gemcut.runtime.chat.timing import Timing
 from gemcut.runtime.server.app import make_app
 from gemcut.runtime.server.service import Service, conversation_limit
 from gemcut.runtime.server.serving import Listener, bind, url
-from gemcut.runtime.timing import Timing
 
 
 class Serving(Closing):

@@ -9,10 +9,11 @@ import pytest
 from gemcut import ggml, llama
 from gemcut.engine import Device
 from gemcut.errors import EngineError, PlanError
-from gemcut.llama.matmul import Backend, Memory, Products, Sums, _valid_bytes
+from gemcut.llama.backend import Backend, Buffer, _valid_bytes
+from gemcut.llama.matmul import Products, Sums
 from gemcut.quantize import candidates
-from gemcut.runtime import bandwidth
-from gemcut.runtime.bandwidth import TYPES, measure_rates
+from gemcut.runtime.machine import bandwidth
+from gemcut.runtime.machine.bandwidth import TYPES, measure_rates
 from tests.rpc import beside_a_device
 
 MEBI = 1 << 20
@@ -21,7 +22,7 @@ MEBI = 1 << 20
 @pytest.fixture(scope="module")
 def memory():
     """Little memory on a CPU that computes with one thread."""
-    with Backend("CPU", 1) as backend, Memory(backend, 16 * MEBI) as taken:
+    with Backend("CPU", 1) as backend, Buffer(backend, 16 * MEBI) as taken:
         yield taken
 
 
@@ -100,14 +101,14 @@ def test_a_rearranged_layout_refuses_other_types():
         *extra, plain = backend.layouts()
         for layout in extra:
             with (
-                Memory(backend, 4 * MEBI, layout) as memory,
+                Buffer(backend, 4 * MEBI, layout) as memory,
                 Products(memory, ggml.type_named("iq1_m"), (64, 512)) as products,
             ):
                 assert not products.supported
                 with pytest.raises(EngineError, match="does not multiply iq1_m"):
                     products.step()
         with (
-            Memory(backend, 4 * MEBI, plain) as memory,
+            Buffer(backend, 4 * MEBI, plain) as memory,
             Products(memory, ggml.type_named("iq1_m"), (64, 512)) as products,
         ):
             assert products.supported
@@ -122,16 +123,16 @@ def test_devices_threads_and_sizes_are_checked():
             backend.set_threads(0)
         for size in (0, -1, 1 << 60):
             with pytest.raises(EngineError, match="bytes for weights"):
-                Memory(backend, size)
+                Buffer(backend, size)
     with pytest.raises(EngineError, match="closed"):
-        Memory(backend, MEBI)
+        Buffer(backend, MEBI)
 
 
 def test_what_was_used_is_given_back():
     """Measuring again and again takes no more memory."""
 
     def once():
-        with Backend("CPU", 1) as backend, Memory(backend, 8 * MEBI) as memory:
+        with Backend("CPU", 1) as backend, Buffer(backend, 8 * MEBI) as memory:
             for name in ("q4_0", "q6_k"):
                 with Products(memory, ggml.type_named(name), (64, 512), 4, used=2) as products:
                     products.step()
@@ -196,15 +197,16 @@ def test_the_fastest_step_counts_on_a_busy_machine(times, found, calm, monkeypat
 
 
 BESIDE = """
-import json, sys
+import functools, json, sys
 from gemcut import llama
-from gemcut.runtime import bandwidth, profiles
+from gemcut.runtime.machine import bandwidth, profiles
 
 bandwidth._span = lambda device: 32 << 20
 bandwidth.TYPES = ("q8_0", "q4_k")
+profiles.measure_rates = functools.partial(bandwidth.measure_rates, seconds=0.2)
 name, = llama.add_rpc(sys.argv[1])
 device = next(device for device in llama.devices() if device.name == name)
-rates = bandwidth.measure_rates(device, 1, ("q8_0", "q4_k"), 0.2)
+rates = profiles.measure_rates(device, 1)
 profile = profiles.this_machine(1, profiles.Path(sys.argv[2]))
 print(json.dumps([rates.by_type, rates.flops, rates.link, rates.turn, profile.to_dict()]))
 """

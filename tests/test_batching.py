@@ -7,50 +7,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemcut.llama import Context, Model
-from gemcut.runtime.batching import Scheduler
-from gemcut.runtime.jobs import Job
+from gemcut.llama import Context
+from gemcut.runtime.batching.jobs import Job
+from gemcut.runtime.batching.scheduler import Scheduler
+from tests import jobs
 from tests.chats import open_chat
 from tests.jobs import (
     ALONE,
     GREEDY,
     SHARED,
-    TEXT,
     WAIT,
     Listener,
     alone,
-    measured_noise,
     same_but_for_noise,
 )
 
-
-@pytest.fixture(scope="module")
-def model(f32):
-    with Model.load(f32) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def text(model):
-    return [int(token) for token in model.tokenize(TEXT)]
-
-
-@pytest.fixture
-def shared(model):
-    with Context(model, SHARED) as context, Scheduler(context) as scheduler:
-        yield scheduler
-
-
-@pytest.fixture(scope="module")
-def empty(model):
-    """A context to compute in what a job gets alone."""
-    with Context(model, ALONE) as context:
-        yield context
-
-
-@pytest.fixture(scope="module")
-def noise(model, text):
-    return measured_noise(model, text)
+# Fixtures.
+model, text, noise = jobs.model, jobs.text, jobs.noise
+shared, empty = jobs.shared, jobs.empty
 
 
 # --- one slot ---

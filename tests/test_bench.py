@@ -10,8 +10,8 @@ from gemcut.engine import ContextOptions
 from gemcut.errors import UsageError
 from gemcut.llama import Context, Model
 from gemcut.profile import Processor, Profile
-from gemcut.runtime.records import records
-from gemcut.runtime.speed import speed, speeds
+from gemcut.runtime.speed.measured import speed, speeds
+from gemcut.runtime.speed.records import records
 
 QUICK = ["-p", "16", "-n", "4", "-r", "1", "-t", "1"]
 MACHINE = Profile(
@@ -57,7 +57,7 @@ def test_every_depth_is_measured(context):
 @pytest.mark.parametrize("counts, phase", [((0, 4), "prefill"), ((16, 0), "decode")])
 def test_one_phase_alone_can_be_measured(context, counts, phase):
     """The other one is 0."""
-    (found,) = speeds(context, (8,), *counts, repeats=1)
+    (found,) = speeds(context, (8,), counts[0], counts[1], repeats=1)
 
     assert getattr(found, phase) == 0
     assert found.prefill + found.decode > 0

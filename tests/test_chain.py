@@ -21,7 +21,7 @@ from gemcut.quantize.artefacts import Artefacts
 from gemcut.quantize.division import Rate, divided, expected, probe_chunks
 from gemcut.quantize.identity import sensitivity_digest
 from gemcut.quantize.local_error import Sampling
-from gemcut.runtime.machine import inspect_machine
+from gemcut.runtime.machine.inspection import inspect_machine
 from gemcut.sensitivity import Sensitivity
 
 MEASURED = Measured(0.02, 0.001, 0.01, "t", 8, "q8_0")

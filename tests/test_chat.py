@@ -7,9 +7,9 @@ import pytest
 from gemcut.engine import ContextOptions, Sampling
 from gemcut.errors import ContextFull, EngineError
 from gemcut.llama import Context, Model
-from gemcut.runtime.chat import Chat, recommended_sampling
-from gemcut.runtime.prompt import prompt_tokens
-from gemcut.runtime.template import Message, Template
+from gemcut.runtime.chat.chat import Chat, recommended_sampling
+from gemcut.runtime.language.prompt import prompt_tokens
+from gemcut.runtime.language.template import Message, Template
 from tests.chats import open_chat
 
 CONTEXT = ContextOptions(n_ctx=512, n_batch=64, n_ubatch=64, threads=1, n_outputs=1)
@@ -20,12 +20,6 @@ GREEDY = Sampling(temperature=0)
 def chat(bf16):
     with open_chat(bf16, context=CONTEXT, sampling=GREEDY) as chat:
         yield chat
-
-
-@pytest.fixture(scope="module")
-def model(bf16):
-    with Model.load(bf16) as model:
-        yield model
 
 
 def code(model, tokens: int) -> str:

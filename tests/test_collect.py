@@ -21,17 +21,11 @@ from gemcut.quantize.calibration import Use, calibration_text, dealt
 from gemcut.quantize.collect import Unfinished, collect
 from gemcut.quantize.coverage import coverage
 from gemcut.quantize.statistics import Statistics, read_statistics
-from gemcut.runtime.template import Template
+from gemcut.runtime.language.template import Template
 from tests import families
 from tests.rpc import beside_a_device
 
 N_CTX, CHUNKS = 64, 5
-
-
-@pytest.fixture(scope="module")
-def model(bf16):
-    with Model.load(bf16) as model:
-        yield model
 
 
 @pytest.fixture(scope="module")

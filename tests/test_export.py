@@ -19,7 +19,6 @@ from gemcut.gguf_file import GGUFFile
 from gemcut.plan import Entry, Plan
 from gemcut.quantize import stock
 from gemcut.quantize.export import (
-    expressions,
     layout,
     mixture,
     server_arguments,
@@ -27,7 +26,8 @@ from gemcut.quantize.export import (
 )
 from gemcut.quantize.planner import plan_model
 from gemcut.quantize.request import Request, parse_rule
-from gemcut.runtime.cards import named
+from gemcut.runtime.machine.cards import named
+from gemcut.runtime.placement.layout import expressions
 from tests import families, oracle
 from tests.rpc import beside_a_device, rpc_server
 

@@ -7,14 +7,7 @@ from hypothesis import strategies as st
 from gemcut.engine import Sampling
 from gemcut.errors import UsageError
 from gemcut.gbnf import check_grammar
-from gemcut.llama import Model, Sampler
-
-
-@pytest.fixture(scope="module")
-def model(bf16):
-    with Model.load(bf16) as model:
-        yield model
-
+from gemcut.llama import Sampler
 
 GOOD = [
     'root ::= "a"',

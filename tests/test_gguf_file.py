@@ -1,5 +1,6 @@
 """GGUF files: what is written is read back, gguf-py agrees, and no damage gets through."""
 
+import os
 import struct
 
 import gguf
@@ -206,6 +207,13 @@ def test_a_missing_file_or_a_folder_is_a_gguf_error(tmp_path):
     for path in (tmp_path / "none.gguf", tmp_path):
         with pytest.raises(GGUFError, match="cannot be read as a GGUF"):
             GGUFFile(path)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    """Nobody is at its other end, and nobody is waited for."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(GGUFError, match="a pipe or device, wanted a file"):
+        GGUFFile(tmp_path / "pipe")
 
 
 def test_another_alignment_is_honoured(tmp_path):

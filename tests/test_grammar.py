@@ -11,16 +11,10 @@ from hypothesis import strategies as st
 
 from gemcut.engine import Sampling
 from gemcut.errors import UsageError
-from gemcut.llama import Model, Sampler, require
+from gemcut.llama import Sampler, require
 from gemcut.llama.candidates import Candidates
 from gemcut.llama.constraint import Constraint
-from gemcut.runtime.grammar import JSON_GRAMMAR, schema_grammar
-
-
-@pytest.fixture(scope="module")
-def model(bf16):
-    with Model.load(bf16) as model:
-        yield model
+from gemcut.runtime.language.grammar import JSON_GRAMMAR, schema_grammar
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +248,7 @@ def test_many_are_bounded_and_fast(model):
 
 
 def deep(depth):
-    found = {"type": "null"}
+    found: dict[str, object] = {"type": "null"}
     for _ in range(depth):
         found = {"items": found}
     return found

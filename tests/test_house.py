@@ -123,18 +123,18 @@ def test_the_rooms_keep_to_their_imports():
 BREACHES = [
     ("gemcut/sizes.py", "import gemcut.convert"),
     ("gemcut/sizes.py", "from gemcut import eval"),
-    ("gemcut/demo/text.py", "from gemcut.runtime.machine import Machine"),
+    ("gemcut/demo/text.py", "from gemcut.runtime.machine.inspection import Machine"),
     ("gemcut/sizes.py", "from gemcut import api"),
     ("convert/reader.py", "from gemcut.runtime import machine"),
     ("convert/families/gemma4.py", "import gemcut.quantize.solve as solve"),
-    ("runtime/ledger.py", "from gemcut.eval.report import Report"),
-    ("runtime/ledger.py", "from gemcut.cli import main"),
+    ("runtime/memory/ledger.py", "from gemcut.eval.report import Report"),
+    ("runtime/memory/ledger.py", "from gemcut.cli import main"),
     ("quantize/solve.py", "from gemcut.eval import score"),
     ("eval/report.py", "from gemcut.convert.reader import Reader"),
     ("eval/report.py", "from . import score"),
     ("eval/report.py", "from .score import Score"),
     ("eval/report.py", "from eval import score"),
-    ("runtime/chat.py", "import click"),
+    ("runtime/chat/chat.py", "import click"),
     ("gemcut/api/cutting.py", "from click import echo"),
     ("runtime/probe.py", "import ctypes"),
     ("gemcut/cli.py", "from ctypes import c_int"),
@@ -179,7 +179,7 @@ def test_a_planted_breach_is_found(breach, frames):
             "from gemcut.runtime import machine\nfrom gemcut.convert import plan",
         ),
         ("eval/score.py", "from gemcut.runtime import machine\nfrom gemcut.eval import text"),
-        ("runtime/chat.py", "def talk():\n    import llama_cpp"),
+        ("runtime/chat/chat.py", "def talk():\n    import llama_cpp"),
     ],
 )
 def test_what_is_allowed_is_not_a_breach(name, text):
@@ -189,7 +189,7 @@ def test_what_is_allowed_is_not_a_breach(name, text):
 
 def test_llama_cpp_is_not_loaded_by_importing_a_module():
     """Outside gemcut.llama, llama_cpp is imported inside functions only."""
-    assert faults("runtime/chat.py", "class C:\n    import llama_cpp")
+    assert faults("runtime/chat/chat.py", "class C:\n    import llama_cpp")
 
 
 def test_importing_gemcut_loads_nothing_heavy():

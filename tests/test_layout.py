@@ -3,8 +3,8 @@
 import pytest
 
 from gemcut.errors import PlanError
-from gemcut.runtime.layout import layout
-from gemcut.runtime.ledger import Placed, homes, layer_of
+from gemcut.runtime.memory.tensors import Placed, homes, layer_of
+from gemcut.runtime.placement.layout import layout
 
 
 def places(*layers, output=None, experts=None):

@@ -14,16 +14,8 @@ from gemcut.llama.context import Context
 from gemcut.llama.memory import probe
 from gemcut.profile import Processor, Profile
 from gemcut.quantize.roles import role_of
-from gemcut.runtime.ledger import (
-    CARD_MARGIN,
-    HOST_MARGIN,
-    Placed,
-    fixed,
-    homes,
-    ledger,
-    rooms,
-    staged_bytes,
-)
+from gemcut.runtime.memory.ledger import CARD_MARGIN, HOST_MARGIN, fixed, ledger, rooms
+from gemcut.runtime.memory.tensors import Placed, homes, staged_bytes
 from tests.rpc import beside_a_device
 from tests.test_kv_cache import MLA, REAL, load, metadata_of
 

@@ -32,12 +32,6 @@ def alike(first, second) -> bool:
 
 
 @pytest.fixture(scope="module")
-def model(bf16):
-    with Model.load(bf16) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
 def tokens(model):
     return np.tile(model.tokenize(TEXT), 4)
 
@@ -172,6 +166,17 @@ def test_options_reach_the_loading(bf16):
     )
     with Model.load(bf16, options) as model:
         assert {"CPU"} == model.memory.weights.keys()
+
+
+def test_nothing_is_raised_amid_loading(bf16):
+    """Python prints what is raised in a callback of C, and goes on."""
+    seen = []
+    with Model.load(
+        bf16, on_progress=lambda fraction: seen.append(signal.getsignal(signal.SIGINT))
+    ):
+        pass
+    assert seen and signal.default_int_handler not in seen
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_what_progress_raises_ends_the_loading(bf16):

@@ -21,12 +21,12 @@ from gemcut.llama import Context, Model, backends
 from gemcut.llama.library import log
 from gemcut.llama.refusal import refusal
 from gemcut.profile import Processor, Profile
-from gemcut.runtime import loading
-from gemcut.runtime.given import Given
-from gemcut.runtime.held import Names, beyond, held, predicted
-from gemcut.runtime.ladder import Ladder, changes
-from gemcut.runtime.ledger import CARD_MARGIN
-from gemcut.runtime.placement import plan_run
+from gemcut.runtime.loading import loading
+from gemcut.runtime.loading.ladder import Ladder, changes
+from gemcut.runtime.memory.ledger import CARD_MARGIN
+from gemcut.runtime.placement.given import Given
+from gemcut.runtime.placement.held import Names, beyond, held, predicted
+from gemcut.runtime.placement.placement import plan_run
 from tests.rpc import child_environment, rpc_server
 
 TEXT = "def add(first, second):\n    return"
@@ -40,7 +40,7 @@ from pathlib import Path
 import numpy as np
 from gemcut import api
 from gemcut.errors import BudgetError
-from gemcut.runtime.given import Given
+from gemcut.runtime.placement.given import Given
 from tests.test_loading import TEXT, machine
 spec = json.loads(sys.argv[1])
 said = []
@@ -154,7 +154,7 @@ def test_a_full_card_gives_experts_to_the_host(opened, alone):
 
 def test_then_types_and_contexts(opened, alone):
     """Where weights are kept on the card by the user: keys and values in 8 bits, and then fewer."""
-    found, logits = opened(20, overrides=[["blk", "RPC0"]], gpu_layers=99)
+    found, logits = opened(21, overrides=[["blk", "RPC0"]], gpu_layers=99)
 
     assert any("keys and values in q8_0" in line for line in found["said"])
     assert any("context 2048 -> 1024 tokens" in line for line in found["said"])

@@ -7,8 +7,8 @@ import pytest
 
 from gemcut import engine, llama
 from gemcut.errors import EngineError
-from gemcut.runtime import machine
-from gemcut.runtime.machine import BUILDS, inspect_machine
+from gemcut.runtime.machine import inspection as machine
+from gemcut.runtime.machine.inspection import BUILDS, inspect_machine
 
 
 def test_this_machine_adds_up():

@@ -266,7 +266,7 @@ def measure(
 ) -> Sensitivity:
     """Measure a few types, on one thread."""
     request = Request(Sampling(seed=seed), CHEAP)
-    return api.measure_sensitivity(model, output, imatrix, request, threads=1, **options)  # type: ignore[arg-type]
+    return api.measure_sensitivity(model, output, imatrix, request, threads=1, **options)
 
 
 def test_the_file_says_everything(model, imatrix, statistics, tmp_path):

@@ -92,7 +92,7 @@ def test_eval_scores(q4_k_m, q8_0, tmp_path):
 def test_bench_measures(q4_k_m):
     wrote, _ = ended(
         gemcut(
-            *("bench", q4_k_m, "-t", 1, "--json"),
+            *("bench", q4_k_m, "-p", 64, "-n", 8, "-r", 1, "-t", 1, "--json"),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )

@@ -8,18 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemcut.engine import Thought
-from gemcut.llama import Model
-from gemcut.runtime.pieces import Piece, Splitter
-from gemcut.runtime.thoughts import HARMONY, THOUGHT_MARKS, opens_thought, thought_of
-from gemcut.runtime.tools import CALL_MARKS, ToolCall, read_bare_calls, read_calls
+from gemcut.runtime.language.pieces import Piece, Splitter
+from gemcut.runtime.language.thoughts import HARMONY, THOUGHT_MARKS, opens_thought, thought_of
+from gemcut.runtime.language.tools import CALL_MARKS, ToolCall, read_bare_calls, read_calls
 
 MARKS = [*THOUGHT_MARKS.items(), *CALL_MARKS.items()]
-
-
-@pytest.fixture(scope="module")
-def model(bf16):
-    with Model.load(bf16) as model:
-        yield model
 
 
 class Bytes:

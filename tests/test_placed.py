@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,8 @@ from gemcut.gguf_file import GGUFFile
 from gemcut.llama import Context, Model, add_rpc
 from gemcut.llama.library import log
 from gemcut.profile import Processor, Profile
-from gemcut.runtime.given import Given
-from gemcut.runtime.placement import plan_run
+from gemcut.runtime.placement.given import Given
+from gemcut.runtime.placement.placement import plan_run
 
 *endpoints, path, runs = sys.argv[1:]
 for endpoint in endpoints:
@@ -47,7 +48,7 @@ with GGUFFile(Path(path)) as file:
 print(json.dumps(answers))
 """
 # What is given, and how many bytes the cards lack of what they would hold.
-RUNS = {
+RUNS: dict[str, tuple[int, dict[str, Any], int]] = {
     "all on one card": (1, {}, 0),
     "experts on the host": (1, {"cpu_moe": 99}, 0),
     "a card that is too small": (1, {"n_ctx": 2048}, 300_000),

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from gemcut.engine import Cache, Memory
 from gemcut.errors import BudgetError, GemcutError, PlanError
 from gemcut.gguf_file import GGUFFile, Value
-from gemcut.runtime.candidates import Candidate, Loading
-from gemcut.runtime.contents import contents_of
-from gemcut.runtime.fitting import Fitter
-from gemcut.runtime.freedom import freedom
-from gemcut.runtime.given import UNSAID, Given
-from gemcut.runtime.needs import Needs
-from gemcut.runtime.placement import plan_run
-from gemcut.runtime.problem import SECONDS
-from gemcut.runtime.program import solve
-from gemcut.runtime.workload import CHAT, WORKLOADS, Workload, parse_workload
+from gemcut.runtime.placement.candidates import Candidate, Loading
+from gemcut.runtime.placement.contents import contents_of
+from gemcut.runtime.placement.fitting import Fitter
+from gemcut.runtime.placement.freedom import freedom
+from gemcut.runtime.placement.given import UNSAID, Given
+from gemcut.runtime.placement.needs import Needs
+from gemcut.runtime.placement.placement import plan_run
+from gemcut.runtime.placement.problem import SECONDS
+from gemcut.runtime.placement.program import _shared_out, solve
+from gemcut.runtime.placement.workload import CHAT, WORKLOADS, Workload, parse_workload
 from tests.hollow import GIB, HOST, MIB, check, experts_on_host, hollow, machine
 
 ONE = Given(n_ctx=4096, n_ubatch=512, op_offload=True)  # leaves one candidate
@@ -98,6 +98,18 @@ def test_the_program_counts_what_the_speeds_say(file, given, workload):
     assert found.seconds == pytest.approx(
         workload.prompt * found.prefill.seconds + workload.answer * found.decode.seconds
     )
+
+
+def test_where_cards_are_too_small_the_search_begins_with_full_ones(file):
+    """HiGHS alone may have left much of them empty when its time is over."""
+    profile = machine(1900 * MIB, 1900 * MIB)
+    found = plan_run(file, profile, replace(ONE, n_ctx=4096))
+    loading = Loading("none", True, False, True)
+    problem = fitter_of(file, profile).problem(candidate_of(found, loading))
+    begun = _shared_out(problem, 1e-2)
+
+    assert {1, 2} <= set(begun.homes)
+    assert problem.overhead < begun.seconds < 1.1 * solve(problem, 1e-3).seconds
 
 
 def test_long_prompts_want_larger_ubatches(file):

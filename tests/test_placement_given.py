@@ -10,9 +10,9 @@ from gemcut.engine import ContextOptions
 from gemcut.errors import PlanError, UsageError
 from gemcut.gguf_file import GGUFFile, Value
 from gemcut.plan import Plan
-from gemcut.runtime.carried import context_of
-from gemcut.runtime.given import ALL, Given
-from gemcut.runtime.placement import plan_run
+from gemcut.runtime.placement.carried import context_of
+from gemcut.runtime.placement.given import ALL, Given
+from gemcut.runtime.placement.placement import plan_run
 from tests.hollow import GIB, MIB, check, experts_on_host, hollow, machine
 
 

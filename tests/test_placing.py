@@ -7,9 +7,9 @@ from click.testing import CliRunner
 from gemcut.cli.placing import described, placement_options
 from gemcut.errors import GemcutError
 from gemcut.gguf_file import GGUFFile
-from gemcut.runtime.cards import named
-from gemcut.runtime.given import ALL, Given
-from gemcut.runtime.placement import plan_run
+from gemcut.runtime.machine.cards import named
+from gemcut.runtime.placement.given import ALL, Given
+from gemcut.runtime.placement.placement import plan_run
 
 
 def understood(*words, parallel=1):
@@ -94,7 +94,24 @@ def test_five_lines(q8_0, machine):
         lines = described(plan_run(file, named(machine), Given(n_ctx=4096)))
     assert len(lines) == 5
     assert lines[0].startswith("planned: cpu ") and "of experts" in lines[0]
-    assert "free" in lines[1]
+    assert "free" in lines[1] and "kept for others" in lines[1]
     assert "4096 tokens, keys and values in f16" in lines[2]
     assert "tokens/s written" in lines[3] and "±" in lines[3]
     assert lines[4].startswith("notes: ")
+
+
+@pytest.mark.parametrize(
+    ("given", "cards"),
+    [
+        (Given(), True),
+        (Given(gpu_layers=0), True),  # of weights on the host all the same
+        (Given(no_host=True), True),  # not pinned, but as the file has them
+        (Given(no_host=True, op_offload=False), False),
+        (Given(op_offload=False), False),
+    ],
+)
+def test_who_computes_prompts(q8_0, given, cards):
+    """What is said is what was planned."""
+    with GGUFFile(q8_0) as file:
+        placement = plan_run(file, named("rtx-3060"), given)
+    assert cards == ("cards compute prompts" in described(placement)[2])

@@ -446,7 +446,7 @@ def test_outputs_are_never_inputs(checkpoint: Path, plan_file: Path, tmp_path: P
 def test_the_command_line_and_the_library_plan_alike(checkpoint: Path, plan_file: Path):
     """There is one planner."""
     from gemcut.quantize.intent import understand
-    from gemcut.runtime.cards import named
+    from gemcut.runtime.machine.cards import named
 
     model, intent = api.open_source(checkpoint), understand({"context": "1k"})
     task = api.make_task(

@@ -28,9 +28,9 @@ from gemcut.quantize.priors import prior_sensitivity
 from gemcut.quantize.request import Request, Rule, parse_rule
 from gemcut.quantize.roles import role_of
 from gemcut.quantize.widths import paddings, splits
-from gemcut.runtime.cards import named
-from gemcut.runtime.ledger import fixed, rooms
-from gemcut.runtime.profiles import with_limits
+from gemcut.runtime.machine.cards import named
+from gemcut.runtime.machine.profiles import with_limits
+from gemcut.runtime.memory.ledger import fixed, rooms
 from gemcut.sensitivity import GroupWeight, LocalError, Sensitivity, TensorSensitivity
 from gemcut.sizes import parse_size
 from tests import checkpoints, families

@@ -20,7 +20,7 @@ from gemcut.quantize.probe import Probing, Sample, open_probe
 from gemcut.quantize.reference import Reference, size
 from gemcut.quantize.reweigh import probe_sensitivity, regrouped
 from gemcut.quantize.swapping import Change
-from gemcut.runtime.machine import inspect_machine
+from gemcut.runtime.machine.inspection import inspect_machine
 from gemcut.score import score
 from gemcut.sensitivity import GroupWeight, LocalError, Sensitivity, TensorSensitivity
 

@@ -15,12 +15,12 @@ from gemcut.cli import main
 from gemcut.engine import Device
 from gemcut.errors import EngineError, OutputError, ProfileError, UsageError
 from gemcut.profile import Processor, Profile
-from gemcut.runtime import cards, profiles
-from gemcut.runtime.bandwidth import TYPES, Rates
-from gemcut.runtime.cards import known_names, named, slowest
-from gemcut.runtime.datasheets import CHIPS, CORE
-from gemcut.runtime.machine import inspect_machine
-from gemcut.runtime.profiles import open_profile, this_machine, usable_cards, with_limits
+from gemcut.runtime.machine import cards, profiles
+from gemcut.runtime.machine.bandwidth import TYPES, Rates
+from gemcut.runtime.machine.cards import known_names, named, slowest
+from gemcut.runtime.machine.datasheets import CHIPS, CORE
+from gemcut.runtime.machine.inspection import inspect_machine
+from gemcut.runtime.machine.profiles import open_profile, this_machine, usable_cards, with_limits
 
 GIBI = 1 << 30
 RATES = Rates({"q8_0": 8.123456e9, "q4_k": 4e9}, 3e10, 0.0, 2e-6, 9e-6, True)

@@ -11,8 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemcut.runtime.problem import HOST, LOSS, SECONDS, SIZE, Aim, Item, Option, Problem, Solution
-from gemcut.runtime.program import place, solve
+from gemcut.runtime.placement.problem import (
+    HOST,
+    LOSS,
+    SECONDS,
+    SIZE,
+    Aim,
+    Item,
+    Option,
+    Problem,
+    Solution,
+)
+from gemcut.runtime.placement.program import place, solve
 
 ALIKE = 1e-9  # relative: what is less is rounding
 SEEDS = st.integers(0, 2**32 - 1)

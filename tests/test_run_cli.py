@@ -18,8 +18,8 @@ from gemcut.cli.terminal.settings import SETTINGS, Talk, change, restore, values
 from gemcut.cli.terminal.show import Screen, harmless
 from gemcut.engine import ContextOptions
 from gemcut.errors import EngineError, TextError, UsageError
-from gemcut.runtime.pieces import Piece
-from gemcut.runtime.transcript import Transcript
+from gemcut.runtime.chat.transcript import Transcript
+from gemcut.runtime.language.pieces import Piece
 from tests.chats import open_chat
 
 ENDLESS = 'root ::= "go " [a-z]{2000}'  # more than any context here has room for
@@ -199,6 +199,22 @@ def test_nobody_may_want_the_rest(q4_k_m, tmp_path):
         process.wait(PATIENCE)
 
     assert b"Traceback" not in talk and b"rror" not in talk
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_closed_streams_are_no_error(q4_k_m, tmp_path, closed):
+    """Whoever called us may have closed some."""
+    words = f'"$0" -m gemcut run "$1" -t 1 -c 256 -n 1 -p hi {closed}'
+    done = subprocess.run(
+        ["sh", "-c", words, sys.executable, str(q4_k_m)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        cwd=tmp_path,
+        timeout=PATIENCE,
+    )
+
+    assert 0 == done.returncode, done.stderr
+    assert b"Traceback" not in done.stderr
 
 
 # --- the parts ---

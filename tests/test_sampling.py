@@ -8,18 +8,12 @@ import pytest
 
 from gemcut.engine import ContextOptions, Sampling, Thought
 from gemcut.errors import EngineError
-from gemcut.llama import Context, Model, Sampler, constraint
+from gemcut.llama import Context, Sampler, constraint
 
 OPTIONS = ContextOptions(n_ctx=256, n_ubatch=64, threads=1)
 GREEDY = Sampling(temperature=0)
 HOT = Sampling(temperature=5, top_k=0, top_p=1, min_p=0, seed=7)
 FIVE = 'root ::= "{" [0-9]{5} "}"'
-
-
-@pytest.fixture(scope="module")
-def model(bf16):
-    with Model.load(bf16) as model:
-        yield model
 
 
 @pytest.fixture(scope="module")

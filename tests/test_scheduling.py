@@ -9,55 +9,45 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemcut.errors import ContextFull, EngineError, QueueFull
-from gemcut.llama import Context, Model
-from gemcut.runtime.batching import Scheduler
-from gemcut.runtime.jobs import Job
-from gemcut.runtime.reader import shared_prefix
-from gemcut.runtime.slots import Shares
+from gemcut.llama import Context
+from gemcut.runtime.batching.jobs import Job
+from gemcut.runtime.batching.scheduler import Scheduler
+from gemcut.runtime.batching.slots import Shares, Slot
+from gemcut.runtime.chat.reader import shared_prefix
 from gemcut.score import log_softmax
+from tests import jobs
 from tests.jobs import (
     ALONE,
     GREEDY,
     SHARED,
-    TEXT,
     WAIT,
     Listener,
     alone,
-    measured_noise,
     same_but_for_noise,
 )
 
-
-@pytest.fixture(scope="module")
-def model(f32):
-    with Model.load(f32) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def text(model):
-    return [int(token) for token in model.tokenize(TEXT)]
-
-
-@pytest.fixture
-def shared(model):
-    with Context(model, SHARED) as context, Scheduler(context) as scheduler:
-        yield scheduler
-
-
-@pytest.fixture(scope="module")
-def empty(model):
-    """A context to compute in what a job gets alone."""
-    with Context(model, ALONE) as context:
-        yield context
-
-
-@pytest.fixture(scope="module")
-def noise(model, text):
-    return measured_noise(model, text)
+# Fixtures.
+model, text, noise = jobs.model, jobs.text, jobs.noise
+shared, empty = jobs.shared, jobs.empty
 
 
 # --- the queue ---
+
+
+def test_a_job_that_cannot_be_let_in_is_told_so(model, text, monkeypatch):
+    """Whatever goes wrong there; the next one is answered."""
+
+    def fail(slot, work):
+        raise MemoryError
+
+    with Context(model, ALONE) as context, Scheduler(context) as scheduler:
+        failed, answered = Listener(), Listener()
+        with monkeypatch.context() as patch:
+            patch.setattr(Slot, "take", fail)
+            scheduler.submit(Job(tuple(text[:9]), GREEDY, 2), failed)
+            assert ("error", "MemoryError") == (failed.wait().finish, failed.wait().error)
+        scheduler.submit(Job(tuple(text[:9]), GREEDY, 2), answered)
+        assert answered.wait().finish == "length"
 
 
 def test_who_comes_first_is_served_first_and_too_many_are_refused(model, text):

@@ -23,12 +23,6 @@ NOISE = 0.4  # of log-probabilities, by the shape of a batch; measured: 0.16 amo
 
 
 @pytest.fixture(scope="module")
-def model(bf16):
-    with Model.load(bf16) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
 def server(model):
     with Working(model, n_seq=4) as server:
         yield server

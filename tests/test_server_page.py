@@ -6,18 +6,11 @@ import re
 
 import pytest
 
-from gemcut.llama import Model
 from gemcut.runtime.server.app import Access
 from tests.browser import PROGRAM, Browser
 from tests.serving import parroting, wait
 
 in_browser = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium")
-
-
-@pytest.fixture(scope="module")
-def model(bf16):
-    with Model.load(bf16) as model:
-        yield model
 
 
 def test_the_page_holds_all_it_needs(model):

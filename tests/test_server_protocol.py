@@ -16,7 +16,7 @@ from gemcut.cli import main
 from gemcut.cli.serve import keys_of
 from gemcut.engine import ContextOptions
 from gemcut.errors import UsageError
-from gemcut.llama import Context, Model
+from gemcut.llama import Context
 from gemcut.runtime.server import answers
 from gemcut.runtime.server.answers import Choice
 from gemcut.runtime.server.app import Access
@@ -29,12 +29,6 @@ from tests.serving import Parrot, Working, connected, parroting, wait
 
 CHAT = "/v1/chat/completions"
 ASKED = [{"role": "user", "content": "hello"}]
-
-
-@pytest.fixture(scope="module")
-def model(bf16):
-    with Model.load(bf16) as model:
-        yield model
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +177,7 @@ def test_thoughts_and_calls_are_told_apart(model):
 
 def test_probabilities_of_thoughts_are_not_the_answers(model):
     """What is told belongs to the text that is shown."""
-    asked = Asked((1,), None, None, logprobs=1)  # type: ignore[arg-type]
+    asked = Asked((1,), None, None, logprobs=1)
     parrot, choice = (
         Parrot(model, "<|channel>thought\nwell<channel|>so it is"),
         Choice(model, asked),
@@ -245,6 +239,7 @@ def test_keys_come_from_the_command_and_a_file(tmp_path):
         ({"Host": "localhost", "Origin": "http://localhost:3000"}, 403),
         ({"Origin": "https://elsewhere.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
     ],
 )
 def test_without_a_key_only_this_machine_may_ask(server, headers, status):

@@ -7,8 +7,8 @@ from datetime import datetime
 import pytest
 
 from gemcut.errors import EngineError, UsageError
-from gemcut.runtime import sandbox
-from gemcut.runtime.template import Template
+from gemcut.runtime.language import sandbox
+from gemcut.runtime.language.template import Template
 
 HI = [{"role": "user", "content": "Hi"}]
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}

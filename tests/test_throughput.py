@@ -9,8 +9,9 @@ from gemcut.gguf_file import GGUFFile
 from gemcut.inspection import Origin, inspect
 from gemcut.profile import Processor, Profile
 from gemcut.quantize.roles import role_of
-from gemcut.runtime.ledger import Placed, fixed
-from gemcut.runtime.throughput import (
+from gemcut.runtime.memory.ledger import fixed
+from gemcut.runtime.memory.tensors import Placed
+from gemcut.runtime.speed.throughput import (
     active_shares,
     cache_seconds,
     decode_speed,

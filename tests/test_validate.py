@@ -15,7 +15,7 @@ from gemcut.plan import Measured, Plan
 from gemcut.quantize.artefacts import Artefacts
 from gemcut.quantize.calibration import dealt
 from gemcut.quantize.identity import VERSION, model_key
-from gemcut.runtime.machine import inspect_machine
+from gemcut.runtime.machine.inspection import inspect_machine
 
 
 @pytest.fixture(scope="module")

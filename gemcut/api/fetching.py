@@ -25,10 +25,11 @@ def local_gguf(
     """
     if Path(source).exists():  # it does not wait for the imports that fetching needs
         return Path(source)
-    from gemcut.convert import hub, hub_gguf
+    from gemcut.convert import hub_gguf
+    from gemcut.convert.listing import Place
 
     named = hub_gguf.repository_and_file(str(source))
     if named is None:
         return Path(source)
     repository, file = named
-    return hub_gguf.fetch_gguf(hub.Place(repository, revision), file, offline, fetched)
+    return hub_gguf.fetch_gguf(Place(repository, revision), file, offline, fetched)

@@ -22,7 +22,7 @@ from gemcut.quantize.measure import Request, measure_model
 from gemcut.quantize.probe import Probing, Sample
 from gemcut.quantize.statistics import Statistics, merged, read_statistics, write_statistics
 from gemcut.quantize.writer import Tell
-from gemcut.runtime.template import Template
+from gemcut.runtime.language.template import Template
 from gemcut.sensitivity import Sensitivity
 
 

@@ -6,23 +6,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemcut.errors import UsageError
-from gemcut.llama import add_rpc, devices
+from gemcut.llama import add_rpc
 from gemcut.profile import Profile
-from gemcut.runtime.given import Given
-from gemcut.runtime.loading import Loaded, Progress, Tell, load_run, open_parts
-from gemcut.runtime.placement import Placement, plan_run
-from gemcut.runtime.profiles import this_machine, usable_cards
-from gemcut.runtime.records import corrected
-from gemcut.runtime.workload import CHAT, Workload
+from gemcut.runtime.loading.loading import Loaded, Progress, Tell, load_run, open_parts
+from gemcut.runtime.machine.profiles import card_names, this_machine
+from gemcut.runtime.placement.given import UNSAID, Given
+from gemcut.runtime.placement.placement import Placement, plan_run
+from gemcut.runtime.placement.workload import CHAT, Workload
+from gemcut.runtime.speed.records import corrected
 
 if TYPE_CHECKING:
-    from gemcut.runtime.chat import Chat
+    from gemcut.runtime.chat.chat import Chat
 
 
 def machine_for(given: Given) -> Profile:
     """This machine as a run with these options sees it: with lent devices, without unwanted cards.
 
-    Measured where it was not before, which takes seconds (`gemcut.runtime.profiles.this_machine`).
+    Measured where it was not before, which takes seconds (`this_machine`).
 
     Raises:
         UsageError: a device that is not there.
@@ -38,7 +38,7 @@ def machine_for(given: Given) -> Profile:
 
 def prepare(
     path: Path,
-    given: Given | None = None,
+    given: Given = UNSAID,
     workload: Workload = CHAT,
     profile: Profile | None = None,
 ) -> Placement:
@@ -51,9 +51,8 @@ def prepare(
     Raises:
         GGUFError: the file is none, cut short, damaged, or a part is missing.
         BudgetError: it does not fit; says what would.
-        UsageError, PlanError, EngineError: see `gemcut.runtime.placement.plan_run`.
+        UsageError, PlanError, EngineError: see `gemcut.runtime.placement.placement.plan_run`.
     """
-    given = given or Given()
     profile = profile or machine_for(given)
     names = _cards(given)
     if len(profile.cards) <= len(names):  # else it is of another machine
@@ -64,7 +63,7 @@ def prepare(
 
 def open_run(
     path: Path,
-    given: Given | None = None,
+    given: Given = UNSAID,
     workload: Workload = CHAT,
     profile: Profile | None = None,
     tell: Tell = lambda text: None,
@@ -81,7 +80,6 @@ def open_run(
     Raises:
         as `prepare`; BudgetError also after the last attempt to load, with all that was tried.
     """
-    given = given or Given()
     machine = profile or machine_for(given)
     fixed = _named(given, machine, _cards(given))
     with open_parts(path) as file:
@@ -109,7 +107,7 @@ def load(
     Raises:
         as `open_run`.
     """
-    from gemcut.runtime.chat import Chat, recommended_sampling  # templates are for talk alone
+    from gemcut.runtime.chat.chat import Chat, recommended_sampling  # templates are for talk alone
 
     run = open_run(path, Given(n_ctx=n_ctx, threads=threads, gpu_layers=gpu_layers))
     try:
@@ -138,4 +136,4 @@ def _cards(given: Given) -> list[str]:
     """What llama.cpp calls the cards there are, those that are lent among them."""
     for endpoint in given.rpc:
         add_rpc(endpoint)
-    return [card.name for card in usable_cards(devices())]
+    return card_names()

@@ -11,6 +11,8 @@ from gemcut.convert.engine import open_model
 from gemcut.convert.families import FAMILIES
 from gemcut.convert.family import Family
 from gemcut.convert.gguf_source import open_gguf
+from gemcut.convert.hub_cache import Progress
+from gemcut.convert.listing import Place
 from gemcut.convert.model import Model, Reading
 from gemcut.ggml import type_named
 from gemcut.gguf_file import TensorInfo
@@ -25,7 +27,7 @@ def open_source(
     revision: str | None = None,
     offline: bool = False,
     scratch: Path | None = None,
-    fetched: hub.Progress | None = None,
+    fetched: Progress | None = None,
     ignore: Sequence[str] = (),
     requantize: bool = False,
     nonfinite: bool = False,
@@ -44,7 +46,7 @@ def open_source(
     """
     reading = Reading(ignore, requantize, nonfinite, pre_tokenizer)
     if hub.is_repository(str(source)):
-        place = hub.Place(str(source), revision)
+        place = Place(str(source), revision)
         checkpoint = Checkpoint(hub.open_repository(place, offline, scratch, fetched))
     elif is_gguf(source):
         return open_gguf(Path(source), reading)

@@ -19,7 +19,7 @@ from gemcut.plan import Measured, Plan
 from gemcut.quantize.artefacts import Artefacts
 from gemcut.quantize.identity import text_digest
 from gemcut.quantize.writer import Tell
-from gemcut.runtime.machine import inspect_machine
+from gemcut.runtime.machine.inspection import inspect_machine
 
 CHUNKS = 32
 

@@ -1,7 +1,9 @@
 """The command line: parses, calls one function of the library, prints. Nothing else prints."""
 
 import importlib
+import os
 import signal
+import sys
 
 import click
 
@@ -26,8 +28,18 @@ COMMANDS = {
 }
 
 
+_INTERRUPTED = 130  # as shells say of a program that Ctrl-C ended
+
+
 class _WrongUsage(click.ClickException):
     exit_code = 2
+
+
+def _open_streams() -> None:
+    """Give the streams that whoever called us has closed somewhere to go."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
 
 
 def _end(number: int, _: object) -> None:
@@ -58,11 +70,14 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         """Run; a library's error becomes one line on stderr, and exit code 1 (2: wrong usage)."""
         signal.signal(signal.SIGTERM, _end)
+        _open_streams()
         try:
             return super().invoke(ctx)
         except GemcutError as error:
             kind = _WrongUsage if isinstance(error, UsageError) else click.ClickException
             raise kind(str(error)) from error
+        except KeyboardInterrupt:
+            raise SystemExit(_INTERRUPTED) from None
         except BrokenPipeError:  # click knows how to end then
             raise
         except OSError as error:  # such as a folder that may not be looked into

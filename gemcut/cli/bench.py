@@ -15,7 +15,6 @@ from gemcut.cli.common import (
     local_gguf,
     print_json,
     print_table,
-    say,
     stages,
 )
 from gemcut.cli.placing import Wanted, placement_options, show_placement
@@ -24,7 +23,7 @@ from gemcut.errors import UsageError
 from gemcut.sizes import format_size, parse_context
 
 if TYPE_CHECKING:  # the library is loaded when the command runs
-    from gemcut.runtime.trial import Trial
+    from gemcut.runtime.speed.trial import Trial
 
 _PHASES = ("prefill", "decode")
 _PLANNED = "as planned"
@@ -124,23 +123,15 @@ def _try(path: Path, wanted: Wanted, size: Size) -> "Trial":
     """Load a run and measure it, in a context that is just large enough unless one is given."""
     from functools import partial
 
-    from gemcut import api
     from gemcut.llama import probe
-    from gemcut.runtime.trial import try_run
+    from gemcut.runtime.speed.trial import try_run
 
     given = wanted.given
     if given.n_ctx is None:
-        given = replace(given, n_ctx=size.n_ctx * given.n_seq)
+        wanted = replace(wanted, given=replace(given, n_ctx=size.n_ctx * given.n_seq))
     with stages() as progress:
         loading = partial(progress, "loading")
-        with api.open_run(
-            path,
-            given,
-            wanted.workload,
-            wanted.profile(),
-            tell=say,
-            on_progress=lambda share: loading(int(100 * share), 100),
-        ) as loaded:
+        with wanted.open(path, lambda share: loading(round(100 * share), 100)) as loaded:
             show_placement(loaded.placement)
             forecast = replace(loaded.recorder.forecast, probe=partial(probe, path))
             measuring = partial(progress, "measuring")

@@ -9,7 +9,7 @@ from gemcut.cli.common import FILE, as_json, print_json, say, steps, threads
 
 if TYPE_CHECKING:  # the library is loaded when the command runs
     from gemcut.profile import Processor, Profile
-    from gemcut.runtime.machine import Machine
+    from gemcut.runtime.machine.inspection import Machine
 
 Rows = list[tuple[str, str]]
 
@@ -22,7 +22,7 @@ Rows = list[tuple[str, str]]
 def command(measure: bool, output: Path | None, threads: int | None, as_json: bool) -> None:
     """Say what this machine has, which backends llama.cpp was built with and what they see."""
     from gemcut.outputs import check_outputs
-    from gemcut.runtime.machine import inspect_machine
+    from gemcut.runtime.machine.inspection import inspect_machine
 
     if output and not measure:
         raise click.UsageError("-o is for what --measure finds")
@@ -39,7 +39,7 @@ def command(measure: bool, output: Path | None, threads: int | None, as_json: bo
 
 
 def _measured(threads: int | None) -> "Profile":
-    from gemcut.runtime.profiles import BUSY, this_machine
+    from gemcut.runtime.machine.profiles import BUSY, this_machine
 
     with steps("measuring") as tell:
         profile = this_machine(threads, tell=tell)
@@ -49,7 +49,7 @@ def _measured(threads: int | None) -> "Profile":
 
 
 def _facts(machine: "Machine") -> Rows:
-    from gemcut.runtime.machine import missing_builds
+    from gemcut.runtime.machine.inspection import missing_builds
     from gemcut.sizes import format_size
 
     free = machine.ram_available

@@ -2,8 +2,8 @@
 
     @placement_options            # or @placement_options(parallel=4)
     def command(wanted: Wanted, ...):
-        placement = api.prepare(path, wanted.given, wanted.workload, wanted.profile())
-        show_placement(placement)
+        with wanted.open(path, on_progress) as run:
+            show_placement(run.placement)
 
 What is not said is planned.
 """
@@ -11,6 +11,7 @@ What is not said is planned.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,9 +24,11 @@ from gemcut.sizes import format_size, parse_size
 
 if TYPE_CHECKING:  # the library is loaded when the command runs
     from gemcut.profile import Profile
-    from gemcut.runtime.given import Given
-    from gemcut.runtime.placement import Placement
-    from gemcut.runtime.workload import Workload
+    from gemcut.runtime.loading.loading import Loaded
+    from gemcut.runtime.placement.given import Given
+    from gemcut.runtime.placement.placement import Placement
+    from gemcut.runtime.placement.workload import Workload
+    from gemcut.runtime.speed.throughput import Speed
 
 Command = Callable[..., Any]
 
@@ -90,7 +93,7 @@ class Wanted:
             EngineError: llama.cpp is missing, or a device does not answer.
         """
         from gemcut import api
-        from gemcut.runtime.profiles import open_profile, with_limits
+        from gemcut.runtime.machine.profiles import open_profile, with_limits
 
         if self.machine:
             profile = open_profile(self.machine)
@@ -98,6 +101,20 @@ class Wanted:
             with working("measuring this machine"):
                 profile = api.machine_for(self.given)
         return with_limits(profile, self.vram, self.ram)
+
+    def open(self, path: Path, on_progress: Callable[[float], None]) -> "Loaded":
+        """The run of a file, loaded; what was made smaller is said.
+
+        Args:
+            on_progress: told the fraction loaded.
+
+        Raises:
+            as `profile` and `gemcut.api.open_run`.
+        """
+        from gemcut import api
+
+        profile = self.profile()
+        return api.open_run(path, self.given, self.workload, profile, say, on_progress)
 
 
 def placement_options(command: Command | None = None, *, parallel: int = 1) -> Any:
@@ -169,7 +186,8 @@ def _used(placement: "Placement") -> Iterator[str]:
     memory = {place.name: place.memory for place in placement.profile.places}
     for place, page in placement.ledger.items():
         own = memory[place] - page["free"] - page["reserve"]
-        yield f"{place} {format_size(own)} used, {format_size(page['free'])} free"
+        free, kept = format_size(page["free"]), format_size(page["reserve"])
+        yield f"{place} {format_size(own)} used, {free} free, {kept} kept for others"
 
 
 def _loaded(placement: "Placement") -> str:
@@ -181,11 +199,12 @@ def _loaded(placement: "Placement") -> str:
 
 def _cards_read(placement: "Placement") -> bool:
     """Whether a card computes prompts with weights of the host."""
-    linked = any(card.link for card in placement.profile.cards)
-    return bool(linked and placement.context.op_offload and placement.model.gpu_layers)
+    model, linked = placement.model, any(card.link for card in placement.profile.cards)
+    readable = not (model.no_host and model.repack)  # cards do not read the CPU's own layout
+    return bool(linked and readable and placement.context.op_offload)
 
 
-def _speed(speed: Any) -> str:
+def _speed(speed: "Speed") -> str:
     doubt = speed.se / speed.seconds if speed.seconds else 0.0
     rate = speed.per_second
     return f"{rate:.{0 if rate >= 100 else 1}f} ±{doubt:.0%} tokens/s"
@@ -198,7 +217,7 @@ def _wanted(
     ram: int | None,
     machine: str | None,
 ) -> Wanted:
-    from gemcut.runtime.workload import CHAT, parse_workload
+    from gemcut.runtime.placement.workload import CHAT, parse_workload
 
     if ram == 0:
         raise UsageError("--ram 0: a run needs some memory of the host")
@@ -217,7 +236,7 @@ def given_of(flags: Mapping[str, Any]) -> "Given":
     Raises:
         UsageError: values that mean nothing, or contradict each other.
     """
-    from gemcut.runtime.given import ALL, Given
+    from gemcut.runtime.placement.given import ALL, Given
 
     said = dict(flags)
     if said.pop("cpu_moe") and said["n_cpu_moe"] is None:

@@ -219,7 +219,7 @@ def machine_for(intent: "Intent", threads: int | None = None) -> "Profile":
         UsageError: an unknown name, or limits that leave nothing.
         ProfileError: a file that is no profile.
     """
-    from gemcut.runtime.profiles import open_profile, this_machine, with_limits
+    from gemcut.runtime.machine.profiles import open_profile, this_machine, with_limits
 
     if intent.machine:
         profile = open_profile(intent.machine)

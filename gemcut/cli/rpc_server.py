@@ -29,10 +29,9 @@ def command(host: str, port: int, names: tuple[str, ...], threads: int | None) -
     version.
     """
     from gemcut.engine import default_threads
-    from gemcut.llama import devices
-    from gemcut.runtime.profiles import usable_cards
+    from gemcut.runtime.machine.profiles import card_names
 
-    names = names or tuple(card.name for card in usable_cards(devices())) or ("CPU",)
+    names = names or tuple(card_names()) or ("CPU",)
     if not host.startswith("127."):
         say(_TRUST.format(host=host))
     _serve(f"{host}:{port}", threads or default_threads(), names)

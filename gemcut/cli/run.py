@@ -5,14 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemcut.cli.common import (
-    FILE,
-    as_json,
-    hub_options,
-    local_gguf,
-    print_json,
-    say,
-)
+from gemcut.cli.common import FILE, as_json, hub_options, local_gguf, print_json
 from gemcut.cli.placing import Wanted, described, placement_options, show_placement
 from gemcut.cli.terminal.asked import Asked
 from gemcut.cli.terminal.asking import ask, ask_json
@@ -22,7 +15,7 @@ from gemcut.cli.terminal.show import Screen
 from gemcut.cli.titled import Titled
 
 if TYPE_CHECKING:  # the library is loaded when the command runs
-    from gemcut.runtime.loading import Loaded
+    from gemcut.runtime.loading.loading import Loaded
 
 
 @click.command("run", cls=Titled)
@@ -63,7 +56,7 @@ def command(
         return
     asked, screen = Asked.read(options), Screen(options["quiet"])
     path = local_gguf(model, revision, offline)
-    with _load(path, wanted, screen) as loaded:
+    with wanted.open(path, screen.loading) as loaded:
         if not options["quiet"]:
             show_placement(loaded.placement)
         talk = asked.talk(loaded.context, loaded.recorder.take)
@@ -80,13 +73,6 @@ def _plan(path: Path, wanted: Wanted, as_json: bool) -> None:
         print_json(placement.to_dict())
     else:
         click.echo("\n".join(described(placement)))
-
-
-def _load(path: Path, wanted: Wanted, screen: Screen) -> "Loaded":
-    from gemcut import api
-
-    given, workload, profile = wanted.given, wanted.workload, wanted.profile()
-    return api.open_run(path, given, workload, profile, say, screen.loading)
 
 
 def _answer(asked: Asked, talk: Talk, screen: Screen, name: str, loaded: "Loaded") -> None:

@@ -13,7 +13,7 @@ from gemcut.cli.titled import Titled
 from gemcut.errors import UsageError
 
 if TYPE_CHECKING:  # the library is loaded when the command runs
-    from gemcut.runtime.given import Given
+    from gemcut.runtime.placement.given import Given
     from gemcut.runtime.server.service import Service
 
 _INSTALL = "the server needs FastAPI and uvicorn: pip install 'gemcut[serve]'"
@@ -92,7 +92,7 @@ def keys_of(key: str | None, file: Path | None) -> Iterator[str]:
 def _service(path: Path, wanted: Wanted, options: dict[str, Any], stack: ExitStack) -> "Service":
     """The model, loaded; closed with the stack."""
     from gemcut.llama.embedder import makes_vectors
-    from gemcut.runtime.loading import open_parts
+    from gemcut.runtime.loading.loading import open_parts
     from gemcut.runtime.server.service import Service
 
     name = options["alias"] or path.name.removesuffix(".gguf")
@@ -106,20 +106,11 @@ def _service(path: Path, wanted: Wanted, options: dict[str, Any], stack: ExitSta
 
 def _texts(path: Path, wanted: Wanted, queue: int, stack: ExitStack) -> dict[str, Any]:
     """What a model that writes is to a service."""
-    from gemcut import api
-    from gemcut.runtime.batching import Scheduler
+    from gemcut.runtime.batching.scheduler import Scheduler
     from gemcut.runtime.server.service import conversation_limit
 
-    profile = wanted.profile()
     with stages() as told:
-        run = api.open_run(
-            path,
-            wanted.given,
-            wanted.workload,
-            profile,
-            tell=say,
-            on_progress=lambda done: told("loading", round(100 * done), 100),
-        )
+        run = wanted.open(path, lambda done: told("loading", round(100 * done), 100))
     stack.enter_context(run)
     show_placement(run.placement)
     return {

@@ -18,7 +18,7 @@ from gemcut.demo.text import held_out_text
 from gemcut.errors import OutputError
 from gemcut.eval.compare import Comparison, compare
 from gemcut.eval.texts import Text
-from gemcut.runtime.speed import Speed, speed
+from gemcut.runtime.speed.measured import MeasuredSpeed, speed
 from gemcut.sizes import format_size
 
 BUDGET = 4_750_000  # bytes; less than the stock mixture's file
@@ -55,7 +55,7 @@ class Walk:
     folder: Path
     cut: Path  # the budgeted file
     comparison: Comparison
-    speeds: Mapping[str, Speed]
+    speeds: Mapping[str, MeasuredSpeed]
     question: str
     sample: str
 

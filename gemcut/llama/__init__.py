@@ -6,8 +6,11 @@ llama.cpp ends the process where it is asked for the impossible, so every reques
 Nothing here plans, scores or chats.
 
     library     the libraries, checked once; their log
+    refusal     why llama.cpp refused, by its log
+    owner       what every object that owns something of C's is
     devices     backends, devices, memory; RPC
     tensor      a tensor at work: read, replace
+    backend     a device that computes, and memory on it
     matmul      products of matrices and vectors, timed
     params      options as llama.cpp's parameters
     model       a loaded file: numbers, vocabulary

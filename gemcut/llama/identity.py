@@ -2,14 +2,13 @@
 
 import hashlib
 import os
-import re
 from pathlib import Path
 
 from gemcut.errors import EngineError
+from gemcut.gguf_parts import part_paths
 from gemcut.llama.model import Model
 
 _SAMPLES, _SAMPLE = 64, 4096  # pieces of a file, and their bytes
-_PART = re.compile(r"(.+-)\d{5}(-of-\d{5}\.gguf)")
 
 
 def identity(model: Model) -> str:
@@ -28,7 +27,7 @@ def identity(model: Model) -> str:
     if path is None:
         raise EngineError("the model was not loaded from a file: there is nothing to know it by")
     try:
-        for part in _parts(path):
+        for part in part_paths(path):
             _sample(part, digest)
         changed = path.stat().st_mtime_ns != model.modified
     except OSError as error:
@@ -45,16 +44,3 @@ def _sample(path: Path, digest: "hashlib._Hash") -> None:
         for number in range(_SAMPLES):
             file.seek(max(0, size - _SAMPLE) * number // (_SAMPLES - 1))
             digest.update(file.read(_SAMPLE))
-
-
-def _parts(path: Path) -> list[Path]:
-    """The files of a model that may be split."""
-    match = _PART.fullmatch(path.name)
-    if not match:
-        return [path]
-    begin, end = match.groups()
-    return sorted(
-        p
-        for p in path.parent.iterdir()
-        if _PART.fullmatch(p.name) and p.name.startswith(begin) and p.name.endswith(end)
-    )

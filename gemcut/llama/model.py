@@ -2,9 +2,12 @@
 
 import ctypes
 import os
+import signal
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any, Self
 
 import numpy as np
@@ -60,7 +63,8 @@ class Model(Owner):
         callback = c.llama_progress_callback(report)
         params.progress_callback = callback
         mark = log.count
-        handle = c.llama_model_load_from_file(os.fsencode(path), params)
+        with report.interrupted():
+            handle = c.llama_model_load_from_file(os.fsencode(path), params)
         del kept, callback  # llama.cpp read them until here
         if report.failure:
             if handle:
@@ -222,6 +226,23 @@ class _Report:
         except BaseException as error:  # KeyboardInterrupt too: C cannot pass it on
             self.failure = error
         return self.failure is None
+
+    @contextmanager
+    def interrupted(self) -> Iterator[None]:
+        """Ctrl-C ends the loading as an exception of the callback does: raised amid C, Python would
+        print it and go on."""
+        before = signal.getsignal(signal.SIGINT)
+        if before is not signal.default_int_handler or current_thread() is not main_thread():
+            yield
+            return
+        signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        self.failure = KeyboardInterrupt()
 
 
 def _check_file(path: Path) -> None:

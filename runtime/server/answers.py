@@ -10,14 +10,14 @@ from itertools import accumulate
 
 from gemcut.errors import QueueFull
 from gemcut.llama import Model
-from gemcut.runtime.batching import Scheduler, Ticket
-from gemcut.runtime.jobs import Drawn, Ended
-from gemcut.runtime.pieces import Piece, Splitter
+from gemcut.runtime.batching.jobs import Drawn, Ended
+from gemcut.runtime.batching.scheduler import Scheduler, Ticket
+from gemcut.runtime.chat.timing import Timing
+from gemcut.runtime.language.pieces import Piece, Splitter
+from gemcut.runtime.language.tools import ToolCall
 from gemcut.runtime.server.asking import Asked
 from gemcut.runtime.server.failures import Failure
 from gemcut.runtime.server.metrics import Metrics
-from gemcut.runtime.timing import Timing
-from gemcut.runtime.tools import ToolCall
 
 _RETRY_AFTER = 5  # seconds: about what a short answer takes
 _WAKE = 15.0  # seconds without news, after which a stream shows that it lives

@@ -142,7 +142,8 @@ def _texts(app: FastAPI, service: Service) -> None:
     @app.post("/detokenize")
     async def detokenize(request: Request) -> Response:
         body = DetokenizeRequest.read(await request.body())
-        return JSONResponse({"content": asking.text_of(model, body.tokens, "tokens")})
+        text = await asyncio.to_thread(asking.text_of, model, body.tokens, "tokens")
+        return JSONResponse({"content": text})
 
 
 def _about(app: FastAPI, service: Service) -> None:

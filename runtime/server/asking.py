@@ -7,10 +7,11 @@ from typing import Any
 from gemcut.engine import Sampling
 from gemcut.errors import UsageError
 from gemcut.llama import Model
-from gemcut.runtime.grammar import JSON_GRAMMAR, schema_grammar
-from gemcut.runtime.jobs import Job
-from gemcut.runtime.pieces import opens_thought, thought_of
-from gemcut.runtime.prompt import prompt_tokens
+from gemcut.runtime.batching.jobs import Job
+from gemcut.runtime.language.grammar import JSON_GRAMMAR, schema_grammar
+from gemcut.runtime.language.prompt import prompt_tokens
+from gemcut.runtime.language.template import Template
+from gemcut.runtime.language.thoughts import opens_thought, thought_of
 from gemcut.runtime.server.failures import Failure
 from gemcut.runtime.server.schemas import (
     ChatRequest,
@@ -19,7 +20,6 @@ from gemcut.runtime.server.schemas import (
     NamedTool,
     Tool,
 )
-from gemcut.runtime.template import Template
 
 _SAMPLING = (
     "temperature",
@@ -133,8 +133,9 @@ def text_of(model: Model, tokens: Sequence[int], name: str) -> str:
 
 def check_tokens(model: Model, tokens: Iterable[int], name: str) -> None:
     """Raise Failure (400) for one that is not in the vocabulary."""
-    if wrong := [token for token in tokens if token >= model.n_vocab]:
-        message = f"{name}: token {wrong[0]} is not in the vocabulary of {model.n_vocab}"
+    n_vocab = model.n_vocab  # asked of llama.cpp once: there may be millions of tokens
+    if (wrong := max(tokens, default=0)) >= n_vocab:
+        message = f"{name}: token {wrong} is not in the vocabulary of {n_vocab}"
         raise Failure(400, message, param=name)
 
 
@@ -203,7 +204,7 @@ def _sampling(body: Generation, voice: Voice, grammar: str | None) -> Sampling:
 
 
 def _bias(bias: Mapping[str, float], model: Model) -> tuple[tuple[int, float], ...]:
-    numbers = {int(key[:20]): value for key, value in bias.items()}
+    numbers = {int(key): value for key, value in bias.items()}
     check_tokens(model, numbers, "logit_bias")
     return tuple(sorted(numbers.items()))
 

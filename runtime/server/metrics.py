@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gemcut.runtime.jobs import Stats
+from gemcut.runtime.batching.jobs import Stats
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -87,6 +87,9 @@ class Counted:
 
         try:
             await self._app(scope, receive, told)
+        except Exception:
+            status = 500 if status == 499 else status  # told by what stands around this
+            raise
         finally:
             # Foreign paths share a name: a client must not make the server remember its inventions.
             path = scope["path"] if scope["path"] in self._paths else "other"

@@ -14,10 +14,10 @@ from typing import Any
 
 from gemcut import __version__
 from gemcut.llama import Model
-from gemcut.runtime.jobs import Drawn
+from gemcut.runtime.batching.jobs import Drawn
+from gemcut.runtime.chat.timing import Timing
+from gemcut.runtime.language.tools import ToolCall
 from gemcut.runtime.server.answers import Answers, Choice, Part
-from gemcut.runtime.timing import Timing
-from gemcut.runtime.tools import ToolCall
 
 Document = dict[str, Any]
 

@@ -3,7 +3,9 @@
 The names are those of OpenAI's API and, beyond it, of llama-server's (`top_k`, `min_p`,
 `repeat_penalty`, `grammar`, `cache_prompt`, `chat_template_kwargs`). Fields that are not named here
 are ignored, because OpenAI's clients send many; those here are strict: a number in quotes is
-refused. Every list is bounded, and the body as a whole by `security.BodyLimit`.
+refused. Every list is bounded, and the body as a whole by `security.BodyLimit`. The first thing
+that is wrong in a list ends its check (`fail_fast`): pydantic would note every one, and take
+gigabytes for a few million.
 """
 
 from collections.abc import Mapping
@@ -15,8 +17,8 @@ from gemcut.runtime.server.failures import Failure
 
 _MOST_TOKENS = 1 << 22
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
-Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=_MOST_TOKENS)]
-Bias = Annotated[float, Field(ge=-100, le=100)]
+Token = Annotated[int, Field(ge=0)]
+Tokens = Annotated[list[Token], Field(max_length=_MOST_TOKENS, fail_fast=True)]
 
 
 class Body(BaseModel):
@@ -50,7 +52,7 @@ class Generation(Body):
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=16)
     max_tokens: int | None = Field(None, ge=-1)  # -1: until the context is full
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16, fail_fast=True)] | None = None
     temperature: float | None = Field(None, ge=0, le=100)
     top_k: int | None = Field(None, ge=-1, lt=1 << 31)
     top_p: float | None = Field(None, ge=0, le=1)
@@ -59,16 +61,21 @@ class Generation(Body):
     repeat_last_n: int | None = Field(None, ge=0, lt=1 << 31)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: Annotated[dict[str, Bias], Field(max_length=1024)] | None = None
+    logit_bias: Annotated[dict[str, Any], Field(max_length=1024)] | None = None  # floats; below
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)  # negative: another one each time
     grammar: str | None = Field(None, max_length=1 << 18)
     cache_prompt: bool | None = None  # False: read all of the prompt anew
 
     @field_validator("logit_bias")
     @classmethod
-    def _token_numbers(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
-        if wrong := [key for key in bias or {} if not (key.isascii() and key.isdecimal())]:
-            raise ValueError(f"{wrong[0]!r} is not a token's number")
+    def _biases(cls, bias: dict[str, Any] | None) -> dict[str, Any] | None:
+        for key, value in (bias or {}).items():
+            if not (key.isascii() and key.isdecimal() and len(key) < 20):
+                raise ValueError(f"{key[:40]!r} is not a token's number")
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"the bias of {key} is no number")
+            if not -100 <= value <= 100:
+                raise ValueError(f"the bias of {key} is {value:.6g}, wanted -100 to 100")
         return bias
 
     def stops(self) -> tuple[str, ...]:
@@ -93,6 +100,9 @@ class OtherPart(Body):
     type: str = Field(max_length=100)
 
 
+Parts = Annotated[list[TextPart | OtherPart], Field(max_length=10_000, fail_fast=True)]
+
+
 class FunctionCall(Body):
     """What an earlier turn of the assistant called; arguments as JSON text."""
 
@@ -112,9 +122,9 @@ class Message(Body):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart | OtherPart] | None = None
+    content: str | Parts | None = None
     name: str | None = Field(None, max_length=200)
-    tool_calls: Annotated[list[Call], Field(max_length=128)] | None = None
+    tool_calls: Annotated[list[Call], Field(max_length=128, fail_fast=True)] | None = None
     tool_call_id: str | None = Field(None, max_length=200)
     reasoning_content: str | None = None
 
@@ -165,9 +175,9 @@ class ResponseFormat(Body):
 class ChatRequest(Generation):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1, max_length=10_000)
+    messages: Annotated[list[Message], Field(min_length=1, max_length=10_000, fail_fast=True)]
     max_completion_tokens: int | None = Field(None, ge=-1)
-    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
@@ -205,9 +215,9 @@ class CompletionRequest(Generation):
 
     prompt: (
         str
-        | Annotated[list[str], Field(min_length=1, max_length=16)]
+        | Annotated[list[str], Field(min_length=1, max_length=16, fail_fast=True)]
         | Tokens
-        | Annotated[list[Tokens], Field(min_length=1, max_length=16)]
+        | Annotated[list[Tokens], Field(min_length=1, max_length=16, fail_fast=True)]
     )
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool | None = None
@@ -225,9 +235,9 @@ class EmbeddingRequest(Body):
     model: str | None = Field(None, max_length=1000)
     input: (
         str
-        | Annotated[list[str], Field(min_length=1, max_length=2048)]
+        | Annotated[list[str], Field(min_length=1, max_length=2048, fail_fast=True)]
         | Tokens
-        | Annotated[list[Tokens], Field(min_length=1, max_length=2048)]
+        | Annotated[list[Tokens], Field(min_length=1, max_length=2048, fail_fast=True)]
     )
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1)

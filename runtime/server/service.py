@@ -5,15 +5,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gemcut.llama import Context, Model
-from gemcut.runtime.batching import Scheduler
-from gemcut.runtime.chat import recommended_sampling
-from gemcut.runtime.prompt import open_template
+from gemcut.runtime.batching.scheduler import Scheduler
+from gemcut.runtime.chat.chat import recommended_sampling
+from gemcut.runtime.chat.timing import Timing
+from gemcut.runtime.language.prompt import open_template
 from gemcut.runtime.server.answers import Answers
 from gemcut.runtime.server.asking import Asked, Voice
 from gemcut.runtime.server.failures import Failure
 from gemcut.runtime.server.metrics import Metrics
 from gemcut.runtime.server.vectors import Vectors
-from gemcut.runtime.timing import Timing
 
 
 def conversation_limit(context: Context) -> int:

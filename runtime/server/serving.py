@@ -7,12 +7,14 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gemcut.errors import UsageError
 from gemcut.runtime.server.security import is_loopback
 from gemcut.runtime.server.service import Service
 
 _CONNECTIONS = 512  # at once; more are told to come again
+_HEAD = 30.0  # seconds that the head of a request may take to come
 _LAST = 5  # seconds that aborted answers have to say so
 
 
@@ -53,6 +55,47 @@ def url(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+class Connection(H11Protocol):
+    """A client's connection; closed if a request does not begin in time.
+
+    Otherwise clients that send nothing, or half a head, would take all the connections there are.
+    uvicorn itself only ends connections that stay idle after an answer.
+    """
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what comes; each request has its own time."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop waiting."""
+        self._stop()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        if self.cycle and not self.cycle.response_complete:
+            self._stop()
+        elif self._late is None:
+            self._late = self.loop.call_later(_HEAD, self._end)
+
+    def _stop(self) -> None:
+        if self._late:
+            self._late.cancel()
+            self._late = None
+
+    def _end(self) -> None:
+        self._late = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
 class Listener(uvicorn.Server):
     """Serves until it is told to end: `should_exit`, SIGINT or SIGTERM.
 
@@ -66,7 +109,7 @@ class Listener(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="asyncio",
-                http="h11",
+                http=Connection,
                 ws="none",
                 lifespan="off",
                 log_config=None,

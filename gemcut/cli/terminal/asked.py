@@ -16,7 +16,7 @@ from gemcut.errors import UsageError
 
 if TYPE_CHECKING:  # the library is loaded when the command runs
     from gemcut.llama import Context
-    from gemcut.runtime.timing import Timing
+    from gemcut.runtime.chat.timing import Timing
 
 _GRAMMARS = ("json_object", "json_schema", "grammar")
 
@@ -57,7 +57,7 @@ class Asked:
         Args:
             record: told how long answers took.
         """
-        from gemcut.runtime.chat import Chat, recommended_sampling
+        from gemcut.runtime.chat.chat import Chat, recommended_sampling
 
         options, sampling = self.options, recommended_sampling(context.model)
         sampling = replace(sampling, **self.sampling)
@@ -95,7 +95,7 @@ def _grammar(options: Mapping[str, Any]) -> str | None:
         return read_text(options["grammar"])
     if not (options["json_schema"] or options["json_object"]):
         return None
-    from gemcut.runtime.grammar import JSON_GRAMMAR, schema_grammar
+    from gemcut.runtime.language.grammar import JSON_GRAMMAR, schema_grammar
 
     schema = options["json_schema"]
     return schema_grammar(_schema(schema)) if schema else JSON_GRAMMAR

@@ -17,7 +17,7 @@ from gemcut.cli.terminal.show import Screen, cut_off, interrupts, speed
 from gemcut.errors import EngineError, TextError
 
 if TYPE_CHECKING:
-    from gemcut.runtime.chat import Chat
+    from gemcut.runtime.chat.chat import Chat
 
 _MOST_TEXT = 1 << 26  # bytes of a file that is read into a message
 _INTERRUPTED = 130  # as shells say of a program that Ctrl-C ended
@@ -73,7 +73,7 @@ def ask(talk: Talk, text: str, screen: Screen) -> None:
     """
     chat = talk.chat
     chat.generator.on_read = screen.reading
-    screen.show(_pieces(talk, text), chat.stop, talk.hide)
+    screen.show(talk.say(text), chat.stop, talk.hide)
     talk.record(chat.timing)
     if talk.verbose:
         say(f"[{speed(chat.timing)}]")
@@ -91,7 +91,7 @@ def ask_json(talk: Talk, text: str, name: str, extra: Mapping[str, Any]) -> None
     """
     chat = talk.chat
     with interrupts(chat.stop):
-        pieces = list(_pieces(talk, text))
+        pieces = list(talk.say(text))
     talk.record(chat.timing)
     said = ["".join(piece.text for piece in pieces if piece.thought is of) for of in (False, True)]
     print_json(
@@ -106,11 +106,6 @@ def ask_json(talk: Talk, text: str, name: str, extra: Mapping[str, Any]) -> None
         }
     )
     _end(chat)
-
-
-def _pieces(talk: Talk, text: str) -> Any:
-    chat, limit = talk.chat, talk.max_tokens
-    return chat.generate(text, limit) if talk.raw else chat.send(text, limit)
 
 
 def _usage(chat: "Chat") -> dict[str, int]:

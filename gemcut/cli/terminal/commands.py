@@ -159,7 +159,7 @@ def _read(session: "Session", rest: str) -> None:
 
 
 def _save(session: "Session", rest: str) -> None:
-    from gemcut.runtime.transcript import Transcript
+    from gemcut.runtime.chat.transcript import Transcript
 
     path = Path(rest).expanduser()
     if path.exists():
@@ -173,7 +173,7 @@ def _save(session: "Session", rest: str) -> None:
 
 
 def _load(session: "Session", rest: str) -> None:
-    from gemcut.runtime.transcript import Transcript
+    from gemcut.runtime.chat.transcript import Transcript
 
     path, chat = Path(rest).expanduser(), session.talk.chat
     found = Transcript.read(path)

@@ -10,7 +10,7 @@ from gemcut.errors import EngineError, OutputError
 from gemcut.outputs import check_outputs
 
 if TYPE_CHECKING:
-    from gemcut.runtime.chat import Chat
+    from gemcut.runtime.chat.chat import Chat
 
 
 @contextmanager

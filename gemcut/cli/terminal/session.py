@@ -14,7 +14,7 @@ from gemcut.cli.terminal.source import Lines, Source
 from gemcut.errors import ContextFull, GemcutError
 
 if TYPE_CHECKING:
-    from gemcut.runtime.pieces import Piece
+    from gemcut.runtime.language.pieces import Piece
 
 _HELP = "/help lists commands, Ctrl-C stops an answer, Ctrl-D leaves"
 
@@ -58,9 +58,7 @@ class Session:
         Raises:
             GemcutError: it cannot be answered; the conversation is as before.
         """
-        talk, text = self.talk, "\n\n".join([*self.attached, text])
-        chat, limit = talk.chat, talk.max_tokens
-        pieces = chat.generate(text, limit) if talk.raw else chat.send(text, limit)
+        pieces = self.talk.say("\n\n".join([*self.attached, text]))
         self.attached.clear()
         self.answer(pieces)
 

@@ -1,7 +1,7 @@
 """What can be set of a conversation, by one name each: as an option, with /set, in a saved file."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
@@ -13,8 +13,9 @@ from gemcut.cli.titled import titled
 from gemcut.errors import GemcutError, UsageError
 
 if TYPE_CHECKING:
-    from gemcut.runtime.chat import Chat
-    from gemcut.runtime.timing import Timing
+    from gemcut.runtime.chat.chat import Chat
+    from gemcut.runtime.chat.timing import Timing
+    from gemcut.runtime.language.pieces import Piece
 
 _SEED = (1 << 32) - 1
 _NONE = ("none", "off", "default")
@@ -30,6 +31,11 @@ class Talk:
     hide: bool = False  # thoughts are not shown
     verbose: bool = False  # speed after every answer
     record: Callable[["Timing"], None] = lambda timing: None  # told how long answers took
+
+    def say(self, text: str) -> Iterator["Piece"]:
+        """Say something; the answer, piece by piece. Raises as `Chat.send`."""
+        say = self.chat.generate if self.raw else self.chat.send
+        return say(text, self.max_tokens)
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,7 @@ def _number(kind: Any, text: str) -> Any:
 
 def _sampled(field: str, kind: Any, text: str) -> Setting:
     def put(talk: Talk, value: Any) -> None:
-        from gemcut.runtime.chat import recommended_sampling
+        from gemcut.runtime.chat.chat import recommended_sampling
 
         if value is None and field != "seed":
             value = getattr(recommended_sampling(talk.chat.model), field)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, TextIO
 from gemcut.cli.common import say
 
 if TYPE_CHECKING:
-    from gemcut.runtime.chat import Chat
-    from gemcut.runtime.pieces import Piece
-    from gemcut.runtime.timing import Timing
+    from gemcut.runtime.chat.chat import Chat
+    from gemcut.runtime.chat.timing import Timing
+    from gemcut.runtime.language.pieces import Piece
 
 _DIM, _PLAIN, _ERASE = "\x1b[2m", "\x1b[0m", "\r\x1b[K"
 _HARMLESS = {c: None for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}

@@ -1,0 +1,1 @@
+"""One conversation in a context: prompts in, pieces of answers out."""

@@ -1,0 +1,1 @@
+"""Text around a model: chat templates, thoughts, calls of tools, grammars for answers."""

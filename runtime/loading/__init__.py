@@ -1,0 +1,1 @@
+"""A planned run loaded, or a smaller one where memory is short."""

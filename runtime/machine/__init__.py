@@ -1,0 +1,1 @@
+"""What this machine is, how fast it reads weights, and other machines by name."""

@@ -1,0 +1,1 @@
+"""The memory ledger: bytes of tensors, contexts and computing, place by place."""

@@ -1,0 +1,1 @@
+"""How fast runs are: predicted, measured, and kept to correct later predictions."""
