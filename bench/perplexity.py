@@ -59,9 +59,9 @@ def main() -> None:
             ours = {
                 "perplexity": s.perplexity.value,
                 "KLD": s.kld.value if s.kld else 0.0,
-                "99 % KLD": s.kld_p99 or 0.0,
+                "99 % KLD": s.tails[0.99].value if s.tails else 0.0,
                 "top-1 %": 100 * s.same_top.value if s.same_top else 0.0,
-                "RMS delta p %": 100 * (s.rms_delta_p or 0.0),
+                "RMS delta p %": 100 * s.rms_delta_p.value if s.rms_delta_p else 0.0,
             }[name]
             relative = ours / theirs - 1
             print(f"{row.file.name:30} {name:14} {theirs:12.6f} {ours:12.6f} {relative:+11.2e}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gemcut.engine import ContextOptions, default_threads
 from gemcut.errors import EngineError, TextError, UsageError
@@ -25,6 +26,8 @@ from gemcut.score import Logits, Scores, broken, score
 # (chunks done, chunks in all), called after every chunk.
 Progress = Callable[[int, int], None]
 
+_ENOUGH_TEXTS = 10
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -33,6 +36,9 @@ class Protocol:
     n_ctx: int
     n_chunks: int
     n_scored: int  # tokens
+    n_clusters: int
+    cluster: str  # what error bars take as independent: "chunk", or "text" where there are many
+    bytes_per_token: float  # of the scored text
     bos: int | None  # the token each chunk begins with
     framing: str
     n_ubatch: int
@@ -100,14 +106,17 @@ def compare(
     )
     with ExitStack() as stack:
         scorers = [stack.enter_context(_opened(file, options)) for file in chosen]
-        cuts = _cut_alike(scorers, texts, n_ctx, chunks, parse_special)
-        results = _score_in_lockstep(scorers, cuts, reference is not None, progress)
+        by_text = _cut_alike(scorers, texts, n_ctx, chunks, parse_special)
+        cuts, clusters = np.concatenate(by_text), _clusters(by_text)
+        results = _score_in_lockstep(
+            scorers, cuts, reference is not None, options.threads or 1, progress
+        )
         seconds = [float(np.median(scorer.seconds)) for scorer in scorers]
         n_ctx_train = min(scorer.model.n_ctx_train for scorer in scorers)
-        protocol = _protocol(options, scorers[0].bos, cuts, texts, parse_special)
+        protocol = _protocol(options, scorers[0], cuts, clusters, texts, parse_special)
     base = results[0] if reference is not None else None
     rows = [
-        Row(file, scores, summarise(scores, base), n_ctx / time)
+        Row(file, scores, summarise(scores, clusters, protocol.bytes_per_token, base), n_ctx / time)
         for file, scores, time in zip(chosen, results, seconds, strict=True)
     ]
     note = f"scored with a context of {n_ctx}, trained on {n_ctx_train}"
@@ -153,8 +162,8 @@ def _check(texts: Sequence[Text], n_ctx: int, chunks: int | None) -> None:
 
 def _cut_alike(
     scorers: Sequence[_Scorer], texts: Sequence[Text], n_ctx: int, limit: int | None, special: bool
-) -> Tokens:
-    """The chunks of all texts, [n_chunks, n_ctx], once every file is seen to cut them alike."""
+) -> list[Tokens]:
+    """The chunks of each text, [n_chunks, n_ctx], once every file is seen to cut them alike."""
     first = scorers[0]
     tokens = [_tokens(first, text, special) for text in texts]
     for other in scorers[1:]:
@@ -168,7 +177,15 @@ def _cut_alike(
             if not np.array_equal(_tokens(other, text, special), wanted):
                 raise EngineError(_unlike(first, other, f"it cuts {text.name} into other tokens"))
     pairs = zip(texts, tokens, strict=True)
-    return np.concatenate([cut(ids, n_ctx, limit, first.bos, t.name) for t, ids in pairs])
+    return [cut(ids, n_ctx, limit, first.bos, text.name) for text, ids in pairs]
+
+
+def _clusters(by_text: Sequence[Tokens]) -> NDArray[np.int64]:
+    """The cluster of every chunk: its text, where there are enough of them for an error bar."""
+    lengths = [len(chunks) for chunks in by_text]
+    if len(by_text) < _ENOUGH_TEXTS:
+        return np.arange(sum(lengths))
+    return np.repeat(np.arange(len(by_text)), lengths)
 
 
 def _tokens(scorer: _Scorer, text: Text, special: bool) -> Tokens:
@@ -183,14 +200,18 @@ def _unlike(first: _Scorer, other: _Scorer, difference: str) -> str:
 
 
 def _score_in_lockstep(
-    scorers: Sequence[_Scorer], cuts: Tokens, has_reference: bool, progress: Progress | None
+    scorers: Sequence[_Scorer],
+    cuts: Tokens,
+    has_reference: bool,
+    threads: int,
+    progress: Progress | None,
 ) -> list[Scores]:
     """Scores of every file: [n_chunks, tokens per chunk], the first file's being the reference."""
     by_chunk = []
     for number, chunk in enumerate(cuts, start=1):
         logits = [scorer.logits(chunk) for scorer in scorers]
         reference = logits.pop(0) if has_reference else None
-        by_chunk.append(score(targets(chunk), logits, reference))
+        by_chunk.append(score(targets(chunk), logits, reference, threads))
         for scorer, scores in zip(scorers, by_chunk[-1], strict=True):
             _check_finite(scorer.file, scores, number, len(cuts))
         if progress is not None:
@@ -207,14 +228,22 @@ def _check_finite(file: File, scores: Scores, number: int, n_chunks: int) -> Non
 
 
 def _protocol(
-    options: ContextOptions, bos: int | None, cuts: Tokens, texts: Sequence[Text], special: bool
+    options: ContextOptions,
+    scorer: _Scorer,
+    cuts: Tokens,
+    clusters: NDArray[np.int64],
+    texts: Sequence[Text],
+    special: bool,
 ) -> Protocol:
-    n_chunks, n_ctx = cuts.shape
+    (n_chunks, n_ctx), bos = cuts.shape, scorer.bos
     read = "text with special tokens" if special else "raw text"
     return Protocol(
         n_ctx=n_ctx,
         n_chunks=n_chunks,
         n_scored=n_chunks * int(scored(n_ctx).sum()),
+        n_clusters=len(np.unique(clusters)),
+        cluster="text" if len(texts) >= _ENOUGH_TEXTS else "chunk",
+        bytes_per_token=_bytes_per_token(scorer.model, cuts),
         bos=bos,
         framing=f"{read}, {'no BOS' if bos is None else 'BOS per chunk'}",
         n_ubatch=options.n_ubatch,
@@ -225,3 +254,10 @@ def _protocol(
         engine=f"llama-cpp-python {version('llama-cpp-python')}",
         texts=tuple(texts),
     )
+
+
+def _bytes_per_token(model: Model, cuts: Tokens) -> float:
+    """The mean length of the scored tokens."""
+    tokens, counts = np.unique(cuts[:, cuts.shape[1] // 2 + 1 :], return_counts=True)
+    lengths = [len(model.piece(int(token), special=True)) for token in tokens]
+    return float(np.average(lengths, weights=counts))

@@ -1,81 +1,99 @@
-"""Averages with honest error bars, from one number per scored token.
+"""What one file's scores come to: averages with 95 % intervals, from one number per scored token.
 
-Tokens of one chunk share their text and are not independent, so every standard error is clustered
-by chunk; comparisons with a reference are paired on identical tokens (Miller, "Adding Error Bars
-to Evals", arXiv 2411.00640). llama.cpp treats tokens as independent, which makes its "+/-" smaller;
-that number is kept beside ours for comparison.
+Comparisons with a reference are paired on identical tokens, and every interval is clustered (see
+`intervals`). llama.cpp treats tokens as independent, which makes its "+/-" smaller; that number is
+kept beside ours for comparison.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from gemcut.score import Divergence, Floats, Scores
+from gemcut.eval.intervals import Clusters, Estimate, mean, quantiles
+from gemcut.score import Divergence, Scores
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean and its standard error (one sigma)."""
-
-    value: float
-    error: float
+TAILS = (0.5, 0.9, 0.99, 0.999)  # of KL divergence over tokens
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What one file's scores amount to. The last six compare with a reference, if there is one.
+    """What one file's scores amount to. From `log_ratio` on they compare with a reference.
 
-    perplexity: exp(mean nll); its error is perplexity * error of the mean (first order).
+    perplexity: exp(mean nll).
     perplexity_error_independent: the "+/-" llama.cpp prints, tokens taken as independent.
-    log_ratio: ln(perplexity / reference's perplexity), paired.
-    kld: mean KL(reference || file) in nats; kld_median and kld_p99 are over tokens.
+    bits_per_byte: bits that the file needs for a byte of the scored text; unlike perplexity it can
+        be compared across vocabularies.
+    log_ratio: ln(perplexity / reference's perplexity).
+    kld, reverse: mean KL(reference || file) and KL(file || reference) in nats.
+    tails: quantiles of kld over tokens, by share.
     same_top: share of tokens with the reference's most likely token.
+    lost, gained: share of tokens whose most likely token was right before, or is only now.
     rms_delta_p: root mean square change of the probability of the true token.
     """
 
     perplexity: Estimate
     perplexity_error_independent: float
+    bits_per_byte: Estimate
     log_ratio: Estimate | None = None
     kld: Estimate | None = None
-    kld_median: float | None = None
-    kld_p99: float | None = None
+    reverse: Estimate | None = None
+    tails: Mapping[float, Estimate] = field(default_factory=dict)
     same_top: Estimate | None = None
-    rms_delta_p: float | None = None
+    lost: Estimate | None = None
+    gained: Estimate | None = None
+    rms_delta_p: Estimate | None = None
 
 
-def mean_by_chunk(values: NDArray[np.floating | np.bool_]) -> Estimate:
-    """Mean of values [n_chunks, n] with a standard error clustered by chunk.
+def summarise(
+    scores: Scores,
+    clusters: Clusters,
+    bytes_per_token: float,
+    reference: Scores | None = None,
+) -> Summary:
+    """Sum up scores [n_chunks, n] of one file, and of the reference on the same tokens.
 
-    With chunks of equal length the cluster-robust error is that of the chunk means:
-    sd(chunk means) / sqrt(n_chunks).
+    Args:
+        clusters: the number of each chunk's cluster.
+        bytes_per_token: of the scored text.
+
+    Raises:
+        UsageError: all chunks are in one cluster.
     """
-    means = values.mean(axis=1, dtype=np.float64)
-    return Estimate(float(means.mean()), float(means.std(ddof=1) / np.sqrt(len(means))))
-
-
-def summarise(scores: Scores, reference: Scores | None = None) -> Summary:
-    """Sum up scores [n_chunks, n] of one file, and of the reference on the same tokens."""
-    nll = mean_by_chunk(scores.nll)
-    value = float(np.exp(nll.value))
-    independent = float(scores.nll.std(ddof=1) / np.sqrt(scores.nll.size))
-    perplexity = Estimate(value, value * nll.error)
+    nll = mean(scores.nll, clusters)
+    perplexity = nll.over(np.exp)
+    independent = float(scores.nll.std(ddof=1) / math.sqrt(scores.nll.size))
+    summary = Summary(
+        perplexity, perplexity.value * independent, nll.times(1 / math.log(2) / bytes_per_token)
+    )
     if reference is None or scores.divergence is None:
-        return Summary(perplexity, value * independent)
-    return _compared(perplexity, value * independent, scores.nll - reference.nll, scores.divergence)
+        return summary
+    return _compared(summary, scores, scores.divergence, reference, clusters)
 
 
 def _compared(
-    perplexity: Estimate, independent: float, delta_nll: Floats, divergence: Divergence
+    summary: Summary,
+    scores: Scores,
+    divergence: Divergence,
+    reference: Scores,
+    clusters: Clusters,
 ) -> Summary:
-    median, p99 = np.quantile(divergence.kld, [0.5, 0.99])
+    tails = quantiles(divergence.kld, clusters, TAILS)
     return Summary(
-        perplexity,
-        independent,
-        log_ratio=mean_by_chunk(delta_nll),
-        kld=mean_by_chunk(divergence.kld),
-        kld_median=float(median),
-        kld_p99=float(p99),
-        same_top=mean_by_chunk(divergence.same_top),
-        rms_delta_p=float(np.sqrt(np.mean(divergence.delta_p**2))),
+        summary.perplexity,
+        summary.perplexity_error_independent,
+        summary.bits_per_byte,
+        log_ratio=mean(scores.nll - reference.nll, clusters),
+        kld=mean(divergence.kld, clusters),
+        reverse=mean(divergence.reverse, clusters),
+        tails=dict(zip(TAILS, tails, strict=True)),
+        same_top=mean(divergence.same_top, clusters),
+        lost=mean(reference.correct & ~scores.correct, clusters),
+        gained=mean(scores.correct & ~reference.correct, clusters),
+        rms_delta_p=mean(divergence.delta_p**2, clusters).over(_root),
     )
+
+
+def _root(square: float) -> float:
+    return math.sqrt(max(0.0, square))

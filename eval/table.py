@@ -1,20 +1,21 @@
 """A comparison as people read it, and as programs do. Nothing here prints or computes a score."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from math import floor, log10
 from typing import Any
 
 from rich.table import Table
 
 from gemcut.eval.compare import Comparison, Protocol, Row
-from gemcut.eval.statistics import Estimate
-from gemcut.runtime.speed import Speed
+from gemcut.eval.intervals import Estimate
+from gemcut.runtime.speed.measured import MeasuredSpeed
 from gemcut.sizes import format_size
 
-_FORMAT = 1
+_FORMAT = 2
 
 
-def table(comparison: Comparison, speeds: Mapping[str, Speed] | None = None) -> Table:
+def table(comparison: Comparison, speeds: Mapping[str, MeasuredSpeed] | None = None) -> Table:
     """One line per file: size, bpw, perplexity, KL divergence, top-1 agreement, tokens/s.
 
     speeds: measured by `runtime.speed`, by file name; the last column then shows prefill and
@@ -32,7 +33,9 @@ def table(comparison: Comparison, speeds: Mapping[str, Speed] | None = None) -> 
     return result
 
 
-def to_dict(comparison: Comparison, speeds: Mapping[str, Speed] | None = None) -> dict[str, Any]:
+def to_dict(
+    comparison: Comparison, speeds: Mapping[str, MeasuredSpeed] | None = None
+) -> dict[str, Any]:
     """The comparison with its whole protocol, ready for JSON; no paths, no per-token scores."""
     return {
         "version": _FORMAT,
@@ -44,11 +47,11 @@ def to_dict(comparison: Comparison, speeds: Mapping[str, Speed] | None = None) -
 
 
 def format_estimate(estimate: Estimate, scale: float = 1.0, digits: int = 1) -> str:
-    """Value and error to the error's second digit: "0.03741 ± 0.00031", "1.2e-09 ± 3e-10" if tiny.
+    """Value and half its interval, to the latter's second digit: "0.03741 ± 0.00031".
 
     digits: show at least so many of the value, for numbers that are compared with each other.
     """
-    value, error = estimate.value * scale, estimate.error * scale
+    value, error = estimate.value * scale, (estimate.high - estimate.low) / 2 * scale
     if error <= 0:
         return f"{value:.4g}"
     decimals = max(0, 1 - floor(log10(error)))
@@ -68,27 +71,34 @@ def _title(protocol: Protocol) -> str:
 
 
 def _caption(comparison: Comparison) -> str:
-    lines = [f"± one standard error, clustered by chunk (n = {comparison.protocol.n_chunks})"]
+    protocol = comparison.protocol
+    lines = [f"± half the 95 % interval, over {protocol.n_clusters} {protocol.cluster}s"]
     if comparison.has_reference:
-        lines.append(f"KLD in nats, top-1: against {comparison.rows[0].file.name}")
+        lines.append(
+            "KLD in nats (mean; of 99 % of tokens), same top token, right ones lost and gained: "
+            f"against {comparison.rows[0].file.name}"
+        )
     return "\n".join([*lines, *comparison.notes])
 
 
 def _compared_columns(comparison: Comparison) -> tuple[str, ...]:
-    return ("KLD", "top-1 %") if comparison.has_reference else ()
+    return ("KLD", "99 %", "top-1 %", "lost, gained %") if comparison.has_reference else ()
 
 
 def _cells(row: Row, has_reference: bool) -> list[str]:
     summary = row.summary
     cells = [row.file.name, format_size(row.file.size), f"{row.file.bpw:.2f}"]
     cells.append(format_estimate(summary.perplexity, digits=4))
-    if has_reference:
-        cells.append("reference" if summary.kld is None else format_estimate(summary.kld))
-        cells.append("" if summary.same_top is None else format_estimate(summary.same_top, 100))
+    if has_reference and summary.kld is None:
+        return [*cells, "reference", "", "", ""]
+    if summary.kld and summary.same_top and summary.lost and summary.gained:
+        cells += [format_estimate(summary.kld), f"{summary.tails[0.99].value:.3g}"]
+        cells.append(format_estimate(summary.same_top, 100))
+        cells.append(f"{100 * summary.lost.value:.2f}, {100 * summary.gained.value:.2f}")
     return cells
 
 
-def _speed(row: Row, speed: Speed | None, with_speed: bool) -> str:
+def _speed(row: Row, speed: MeasuredSpeed | None, with_speed: bool) -> str:
     if speed is not None:
         return f"{speed.prefill:.0f}, {speed.decode:.1f}"
     return "" if with_speed else f"{row.prefill:.0f}"
@@ -101,9 +111,10 @@ def _protocol(protocol: Protocol) -> dict[str, Any]:
     return {**{k: v for k, v in vars(protocol).items() if k != "texts"}, "texts": texts}
 
 
-def _row(row: Row, speed: Speed | None) -> dict[str, Any]:
-    file, summary = row.file, vars(row.summary)
-    estimates = {k: vars(v) if isinstance(v, Estimate) else v for k, v in summary.items()}
+def _row(row: Row, speed: MeasuredSpeed | None) -> dict[str, Any]:
+    file = row.file
+    estimates = asdict(row.summary)
+    estimates["tails"] = {f"{100 * share:g} %": tail for share, tail in estimates["tails"].items()}
     return {
         "name": file.name,
         "bytes": file.size,

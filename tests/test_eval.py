@@ -11,12 +11,13 @@ from gemcut.engine import ContextOptions
 from gemcut.errors import EngineError, GGUFError, TextError, UsageError
 from gemcut.eval.compare import compare
 from gemcut.eval.files import fingerprint, parts, select
-from gemcut.eval.statistics import Estimate, mean_by_chunk, summarise
+from gemcut.eval.intervals import Estimate
+from gemcut.eval.statistics import summarise
 from gemcut.eval.table import format_estimate, table, to_dict
 from gemcut.eval.texts import Text, cut, scored, targets
 from gemcut.llama import Context, Model
-from gemcut.runtime.speed import speed
-from gemcut.score import Scores
+from gemcut.runtime.speed.measured import speed
+from gemcut.score import Divergence, Scores
 
 N_CHUNKS = 4
 
@@ -42,7 +43,7 @@ def test_a_small_change_of_weights_diverges_little_and_a_large_one_more(comparis
     assert 0 < near.kld.value < far.kld.value / 4
     assert near.same_top.value > far.same_top.value
     assert abs(near.log_ratio.value) < 0.01
-    assert near.kld_median <= near.kld_p99
+    assert near.tails[0.5].value <= near.tails[0.99].value
 
 
 def test_255_tokens_of_each_chunk_are_scored(comparison):
@@ -208,10 +209,39 @@ def test_errors_are_clustered_by_chunk():
     """Chunks that are constant inside tell as much as one number each."""
     values = np.repeat([[1.0], [2.0], [3.0]], 50, axis=1)
 
-    assert mean_by_chunk(values).error == pytest.approx(1 / np.sqrt(3))
-    summary = summarise(Scores(values))
+    summary = summarise(Scores(values, values < 1), np.arange(3), 2.0)
+
     assert summary.perplexity.value == pytest.approx(np.exp(2))
     assert summary.perplexity_error_independent < summary.perplexity.error / 5
+    assert summary.bits_per_byte.value == pytest.approx(2 / np.log(2) / 2)
+    assert summary.bits_per_byte.error == pytest.approx(1 / np.sqrt(3) / np.log(2) / 2)
+
+
+def test_every_comparison_with_a_reference_follows_its_definition():
+    random = np.random.default_rng(3)
+    nll, other = random.gamma(2, size=(2, 6, 40))
+    right, wrong = random.random((2, 6, 40)) < 0.5
+    kld, reverse, delta = random.gamma(0.3, size=(3, 6, 40))
+    divergence = Divergence(kld, reverse, delta - 0.3, right == wrong)
+
+    found = summarise(Scores(other, wrong, divergence), np.arange(6), 1.0, Scores(nll, right))
+
+    values = {
+        "log_ratio": (other - nll).mean(),
+        "kld": kld.mean(),
+        "reverse": reverse.mean(),
+        "same_top": (right == wrong).mean(),
+        "lost": (right & ~wrong).mean(),
+        "gained": (wrong & ~right).mean(),
+        "rms_delta_p": np.sqrt(((delta - 0.3) ** 2).mean()),
+    }
+    for name, value in values.items():
+        estimate = getattr(found, name)
+        assert estimate.value == pytest.approx(value), name
+        assert estimate.low < estimate.value < estimate.high and estimate.error > 0
+    assert {share: tail.value for share, tail in found.tails.items()} == pytest.approx(
+        {share: np.quantile(kld, share) for share in (0.5, 0.9, 0.99, 0.999)}
+    )
 
 
 def test_a_split_model_counts_all_its_parts(tmp_path):
@@ -239,14 +269,19 @@ def test_files_of_one_name_are_shown_with_their_folders(tmp_path, f32):
     assert fingerprint([copy]) != first.fingerprint
 
 
+def shown_as(value, half):
+    """An estimate with an interval of that half."""
+    return Estimate(value, half / 2, value - half, value + half)
+
+
 @pytest.mark.parametrize(
     ("estimate", "shown"),
     [
-        (Estimate(0.03741, 0.00031), "0.03741 ± 0.00031"),
-        (Estimate(12.345, 0.67), "12.35 ± 0.67"),
-        (Estimate(651.3, 12), "651 ± 12"),
-        (Estimate(1.24e-9, 3e-10), "1.2e-09 ± 3e-10"),
-        (Estimate(1.0, 0.0), "1"),
+        (shown_as(0.03741, 0.00031), "0.03741 ± 0.00031"),
+        (shown_as(12.345, 0.67), "12.35 ± 0.67"),
+        (shown_as(651.3, 12), "651 ± 12"),
+        (shown_as(1.24e-9, 3e-10), "1.2e-09 ± 3e-10"),
+        (shown_as(1.0, 0.0), "1"),
     ],
 )
 def test_numbers_are_shown_to_the_precision_of_their_error(estimate, shown):
@@ -255,4 +290,4 @@ def test_numbers_are_shown_to_the_precision_of_their_error(estimate, shown):
 
 def test_perplexities_show_four_digits_whatever_their_error():
     """The error of each is the text's; the difference between two files is far smaller."""
-    assert format_estimate(Estimate(651.34, 94.21), digits=4) == "651.3 ± 94.2"
+    assert format_estimate(shown_as(651.34, 94.21), digits=4) == "651.3 ± 94.2"
