@@ -154,7 +154,10 @@ def test_a_full_card_gives_experts_to_the_host(opened, alone):
 
 def test_then_types_and_contexts(opened, alone):
     """Where weights are kept on the card by the user: keys and values in 8 bits, and then fewer."""
-    found, logits = opened(21, overrides=[["blk", "RPC0"]], gpu_layers=99)
+    fixed = {"overrides": [["blk", "RPC0"]], "gpu_layers": 99}
+    # How much of an address space a server takes itself differs from one to the next.
+    tried = (opened(room, **fixed) for room in (20, 21, 22, 23, 24))
+    found, logits = next((found, logits) for found, logits in tried if found["context"])
 
     assert any("keys and values in q8_0" in line for line in found["said"])
     assert any("context 2048 -> 1024 tokens" in line for line in found["said"])

@@ -143,7 +143,7 @@ def ledger(
                 f"{tensor.name} is to live at {tensor.place}, this machine has {', '.join(pages)}: "
                 "plan again for it"
             )
-        for place in {tensor.place, HOST} if tensor.copied else {tensor.place}:
+        for place in (tensor.place, HOST) if tensor.copied else (tensor.place,):
             _add(pages[place], f"weights: {role_of(tensor.name)}", tensor.size)
     for home, size in zip(homes(placed, blocks), needs.caches, strict=True):
         _add(pages[home], "kv", size)

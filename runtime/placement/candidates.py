@@ -32,6 +32,11 @@ class Loading:
     op_offload: bool  # whether cards compute prompts with them
 
     @property
+    def mapped(self) -> bool:
+        """Whether tensors that are one in the file are one in memory, too."""
+        return self.load_mode not in ("none", "direct_io")
+
+    @property
     def offloads(self) -> bool:
         """Whether they can: not with a layout that cards do not read."""
         return self.op_offload and not (self.no_host and self.repack)
@@ -44,7 +49,7 @@ class Loading:
 
     def priced(self, profile: Profile) -> Profile:
         """The profile with what copies to cards take for weights that lie so."""
-        pinned = self.load_mode in ("none", "direct_io") and not self.no_host
+        pinned = not self.mapped and not self.no_host
         share = (1.0 if pinned else _UNPINNED) if self.offloads else 0.0
         cards = tuple(replace(card, link=card.link * share) for card in profile.cards)
         return replace(profile, cards=cards)

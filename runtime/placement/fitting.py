@@ -115,6 +115,8 @@ class Fitter:
             PlanError: a place that the machine does not have.
         """
         needs, machine = self._needs(candidate), candidate.loading.priced(self.profile)
+        if not candidate.loading.mapped:
+            tensors = [replace(each, copied=self.contents.copied(each)) for each in tensors]
         shares, work = self.contents.shares, self.workload
         prefill = prefill_speed(machine, needs, tensors, shares, work.prompt)
         decode = decode_speed(machine, needs, tensors, shares)
@@ -135,7 +137,7 @@ class Fitter:
             for block in range(len(needs.caches))
         )
         return Problem(
-            tuple(self._item(prices, group, places) for group in self.freedom.groups),
+            tuple(self._item(prices, group, places, candidate) for group in self.freedom.groups),
             tuple(self._rooms(needs)),
             needs.caches,
             reads,
@@ -175,7 +177,9 @@ class Fitter:
             return None
         return max(needs.dequantized, staged_bytes(self.freedom.pinned, len(needs.caches)))
 
-    def _item(self, prices: Prices, group: Group, places: Sequence[str]) -> Item:
+    def _item(
+        self, prices: Prices, group: Group, places: Sequence[str], candidate: Candidate
+    ) -> Item:
         seconds = tuple(
             sum(self._seconds(prices, replace(tensor, place=place)) for tensor in group.tensors)
             for place in places
@@ -187,6 +191,7 @@ class Fitter:
             block=group.layer,
             roams=group.roams,
             copied=group.copied,
+            apart=not candidate.loading.mapped,
             places=group.places,
         )
 
@@ -201,7 +206,8 @@ class Fitter:
 
     def _least(self, problem: Problem) -> int:
         """Bytes that have to be somewhere."""
-        return sum(problem.caches) + sum(item.options[0].size for item in problem.items)
+        copies = sum(each.options[0].size for each in problem.items if each.copied and each.apart)
+        return copies + sum(problem.caches) + sum(i.options[0].size for i in problem.items)
 
     def _homes(self, solution: Solution) -> tuple[str, ...]:
         names = [place.name for place in self.profile.places]

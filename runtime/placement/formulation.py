@@ -127,7 +127,9 @@ class Formulation:
         return _hull([option for option in found if not option.padded]) + _hull(padded)
 
     def _choice(self, item: Item, option: Option, at: int) -> int:
-        held = {at: option.size, HOST: option.size} if item.copied else {at: option.size}
+        held = {at: option.size}
+        if item.copied and (at != HOST or item.apart):
+            held[HOST] = held.get(HOST, 0) + option.size
         column = self.columns.add(option.loss, option.seconds[at], option.size, held)
         self.columns.choices[column] = (item, option, at)
         return column
