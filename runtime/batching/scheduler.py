@@ -54,7 +54,7 @@ class Scheduler(Closing):
         self._closing = False
         self._finished: Counter[Finish] = Counter()
         self._totals: Counter[str] = Counter()
-        self._number = self._steps = 0
+        self._number = self._ended = self._steps = 0
         self._busy_seconds = 0.0
         self._shares = Shares(min(context.options.n_ubatch, context.n_batch))
         self._thread = Thread(target=self._work, name="scheduler", daemon=True)
@@ -128,7 +128,7 @@ class Scheduler(Closing):
     def _check_open(self) -> None:
         if self._closing:
             raise EngineError("the scheduler is closed")
-        there, most = len(self._waiting) + len(self._busy()), self._queue + len(self._slots)
+        there, most = self._number - self._ended, self._queue + len(self._slots)
         if there >= most:
             raise QueueFull(f"{there} jobs are there already, at most {most} may be: try later")
 
@@ -284,6 +284,7 @@ class Scheduler(Closing):
     def _tell_end(self, work: Work, finish: Finish, error: str | None = None) -> None:
         work.sampler.close()
         self._finished[finish] += 1
+        self._ended += 1
         self._tell(work, Ended(finish, work.timing, error, work.alone))
 
     def _tell(self, work: Work, news: Drawn | Ended) -> None:

@@ -43,10 +43,10 @@ class Item:
     block: int | None = None  # it lives where its block does; None: on the host
     roams: bool = False  # or on the host, wherever its block is
     copied: bool = False  # the host keeps a copy, out of which rows are looked up
-    apart: bool = False  # and another one where it lives on the host itself
     width: str | None = None  # the class whose padding its options are about
     parts: tuple["Item", ...] = ()  # written in its place, all of them or none
     places: frozenset[int] | None = None  # the only ones allowed
+    apart: bool = False  # if copied, the host keeps two where it lives there itself
 
 
 @dataclass(frozen=True)
