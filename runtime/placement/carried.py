@@ -6,7 +6,7 @@ from dataclasses import replace
 from gemcut.engine import ContextOptions
 from gemcut.errors import EngineError, PlanError
 from gemcut.plan import METADATA_KEY, Plan
-from gemcut.profile import HOST, Profile
+from gemcut.profile import Profile
 from gemcut.runtime.memory.tensors import Placed
 from gemcut.runtime.placement.contents import Contents
 
@@ -37,7 +37,7 @@ def places_of(plan: Plan, contents: Contents, profile: Profile) -> list[Placed]:
     if cards != len(profile.cards):
         raise PlanError(f"it was made for {cards} cards, this machine has {len(profile.cards)}")
     known = {place.name for place in profile.places}
-    return [_placed(tensor, places[tensor.name], known, contents) for tensor in contents.tensors]
+    return [_placed(tensor, places[tensor.name], known) for tensor in contents.tensors]
 
 
 def context_of(plan: Plan) -> ContextOptions:
@@ -59,7 +59,7 @@ def _cards(plan: Plan) -> int:
     return len(cards) if isinstance(cards, (list, tuple)) else 0
 
 
-def _placed(tensor: Placed, place: str | None, known: set[str], contents: Contents) -> Placed:
+def _placed(tensor: Placed, place: str | None, known: set[str]) -> Placed:
     if place not in known:
         raise PlanError(f"{tensor.name} is to live at {place}, which is not there")
-    return replace(tensor, place=place, copied=contents.copied(tensor) and place != HOST)
+    return replace(tensor, place=place)

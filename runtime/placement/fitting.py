@@ -5,7 +5,7 @@ request: of its answer token by token, and of its prompt ubatch by ubatch.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gemcut.profile import HOST, Profile
@@ -115,8 +115,7 @@ class Fitter:
             PlanError: a place that the machine does not have.
         """
         needs, machine = self._needs(candidate), candidate.loading.priced(self.profile)
-        if not candidate.loading.mapped:
-            tensors = [replace(each, copied=self.contents.copied(each)) for each in tensors]
+        tensors = self._lying(candidate, tensors)
         shares, work = self.contents.shares, self.workload
         prefill = prefill_speed(machine, needs, tensors, shares, work.prompt)
         decode = decode_speed(machine, needs, tensors, shares)
@@ -138,7 +137,7 @@ class Fitter:
         )
         return Problem(
             tuple(self._item(prices, group, places, candidate) for group in self.freedom.groups),
-            tuple(self._rooms(needs)),
+            tuple(self._rooms(needs, self._lying(candidate, self.freedom.pinned))),
             needs.caches,
             reads,
             self._staged(needs),
@@ -159,17 +158,25 @@ class Fitter:
         homes = self.freedom.homes
         return any(any(each) for each in homes) if homes else bool(self.profile.cards)
 
-    def _rooms(self, needs: Fixed) -> list[float]:
+    def _lying(self, candidate: Candidate, tensors: Iterable[Placed]) -> list[Placed]:
+        """The same tensors, with whether the host keeps another copy for looking rows up."""
+        mapped = candidate.loading.mapped
+        return [
+            replace(each, copied=not (mapped and each.place == HOST) and self.contents.copied(each))
+            for each in tensors
+        ]
+
+    def _rooms(self, needs: Fixed, pinned: Sequence[Placed]) -> list[float]:
         room = [float(size - _SLACK) for size in rooms(self.profile, needs)]
         for at, place in enumerate(self.profile.places):
             room[at] -= self.taken.get(place.name, 0)
-            held = [tensor.size for tensor in self.freedom.pinned if tensor.place == place.name]
+            held = [tensor.size for tensor in pinned if tensor.place == place.name]
             room[at] -= sum(held)
             if at and needs.offloads:  # staged in the room that keys and values are unpacked in
                 room[at] += needs.dequantized
             if at and not self._used:
                 room[at] = max(0.0, room[at])  # an empty card computes nothing
-        room[0] -= sum(tensor.size for tensor in self.freedom.pinned if tensor.copied)
+        room[0] -= sum(tensor.size for tensor in pinned if tensor.copied)
         return room
 
     def _staged(self, needs: Fixed) -> int | None:
@@ -220,9 +227,7 @@ class Fitter:
         found = {tensor.name: tensor for tensor in self.freedom.pinned}
         for group in self.freedom.groups:
             place = names[solution.chosen[group.name].place]
-            copied = group.copied and place != HOST
-            for tensor in group.tensors:
-                found[tensor.name] = replace(tensor, place=place, copied=copied)
+            found |= {each.name: replace(each, place=place) for each in group.tensors}
         layers = {tensor.name: tensor.block for tensor in found.values()}
         return [
             replace(found[name], home=None if layer is None else homes[layer])

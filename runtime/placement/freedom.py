@@ -59,8 +59,7 @@ def freedom(contents: Contents, given: Given, names: Sequence[str]) -> Freedom:
         place = next((place for each, place in places if each.search(tensor.name)), None)
         overridden |= {tensor.name} if place else set()
         if place and not (tensor.routed and place == HOST):
-            copied = contents.copied(tensor) and place != HOST
-            pinned.append(replace(tensor, place=place, copied=copied))
+            pinned.append(replace(tensor, place=place))
         elif layer is None:
             pinned.append(tensor)
         elif tensor.routed:

@@ -12,7 +12,7 @@ from gemcut.engine import Memory
 from gemcut.errors import EngineError
 from gemcut.gguf_file import GGUFFile, Value
 from gemcut.gguf_parts import GGUFParts
-from gemcut.profile import HOST, Profile
+from gemcut.profile import Profile
 from gemcut.runtime.memory.ledger import Fixed
 from gemcut.runtime.memory.tensors import Placed
 from gemcut.runtime.placement.candidates import Loading
@@ -77,11 +77,7 @@ class Forecast:
     @cached_property
     def _tensors(self) -> Sequence[Placed]:
         places = self.placement.places
-        return [
-            replace(each, place=place, copied=place != HOST and self.contents.copied(each))
-            for each in self.contents.tensors
-            for place in (places[each.name],)
-        ]
+        return [replace(each, place=places[each.name]) for each in self.contents.tensors]
 
 
 def forecast_of(

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -112,7 +113,11 @@ class Recorder:
             depth = timing.cached + timing.prompt_tokens + timing.answer_tokens // 2
             decode = (self.forecast.decode(depth).seconds, 1 / timing.decode)
         if prefill or decode:
-            keep(Record(kin(placement), timing.cached, prefill, decode), self.folder)
+            keep(Record(self._kin, timing.cached, prefill, decode), self.folder)
+
+    @cached_property
+    def _kin(self) -> Kin:
+        return kin(self.forecast.placement)  # digests of all names: made once, not for each answer
 
 
 def kin(placement: Placement) -> Kin:
