@@ -1,80 +1,149 @@
-"""How often the 95 % intervals contain the truth: resamples of whole documents of a text.
+"""How often the 95 % intervals contain the truth: resamples of whole documents.
 
-    PYTHONPATH=. python bench/coverage.py FILE --reference REF [--resamples 2000]
+    PYTHONPATH=. python bench/coverage.py FILE... --reference REF [--resamples 2000]
 
 The held-out modules of the demo's text are the population, what all of them give is the truth.
 Every resample draws as many modules, with replacement, and makes of them what `gemcut eval` would;
-beside it stands the interval that takes tokens as independent, as llama.cpp's "+/-" does.
+beside it stand Student's interval without the resampling, and the one that takes tokens as
+independent, as llama.cpp's "+/-" does. Then the same of made-up documents with skewed divergences.
+
+What this shows is that intervals hold for texts like these: 15 modules of one library are the whole
+population, so nothing rare is in it that a sample could miss. The made-up documents have a tail.
 """
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
+from typing import Self
 
 import numpy as np
 
 from gemcut.demo.text import HELD_OUT, library
 from gemcut.eval.compare import compare
-from gemcut.eval.intervals import mean
-from gemcut.eval.texts import Text
-from gemcut.score import Floats
+from gemcut.eval.comparison import Comparison
+from gemcut.eval.statistics import student
+from gemcut.eval.statistics.intervals import CONFIDENCE, Clusters, Values, estimates, totals
+from gemcut.eval.statistics.resampling import Floats
+from gemcut.eval.texts.text import Text
+from gemcut.score import Scores
 
-_NORMAL = 1.959964
+_SHARE = (1 + CONFIDENCE) / 2
+_NORMAL = NormalDist().inv_cdf(_SHARE)
+_SKEWED = {"lognormal": lambda random, n: np.exp(0.7 * random.normal(size=n) - 0.245)}
+_SKEWED["gamma"] = lambda random, n: random.gamma(0.5, 2.0, size=n)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What a statistic comes to in each document: total, total of squares, number of tokens."""
+
+    totals: Floats
+    squares: Floats
+    sizes: Floats
+
+    @classmethod
+    def of(cls, values: Values, owners: Clusters) -> Self:
+        """From one value per token."""
+        wide = values.astype(np.float64)
+        (total, square), sizes = totals([wide, wide**2], owners)
+        return cls(total, square, sizes)
+
+    def drawn(self, random: np.random.Generator) -> Self:
+        """As many documents, with replacement."""
+        at = random.integers(0, len(self.sizes), len(self.sizes))
+        return type(self)(self.totals[at], self.squares[at], self.sizes[at])
+
+    @property
+    def mean(self) -> float:
+        """Over all tokens."""
+        return float(self.totals.sum() / self.sizes.sum())
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Ours, Student's, and that of independent tokens."""
+        (ours,), n = estimates(self.totals[None], self.sizes), self.sizes.sum()
+        tokens = _NORMAL * math.sqrt((self.squares.sum() / n - ours.value**2) / n)
+        reach = student.quantile(_SHARE, len(self.sizes) - 1) * ours.error
+        around = {"Student's": reach, "tokens alone": tokens}
+        ends = {name: (ours.value - r, ours.value + r) for name, r in around.items()}
+        return {"ours": (ours.low, ours.high)} | ends
 
 
 def main() -> None:
-    """Print the coverage of each statistic."""
+    """Print the coverage of each statistic of each file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("file", type=Path)
+    parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--reference", type=Path, required=True)
     parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--n-ctx", type=int, default=512)
+    parser.add_argument("--seeds", type=int, default=1)
     arguments = parser.parse_args()
-    values, owners = _scored(arguments.file, arguments.reference, arguments.n_ctx)
-    documents = int(owners.max()) + 1
-    print(f"{documents} documents, {len(owners)} chunks, {arguments.resamples} resamples")
-    for name, each in values.items():
-        own, tokens = _coverage(each, owners, arguments.resamples)
-        print(f"{name:14} clustered {100 * own:5.1f} %   tokens alone {100 * tokens:5.1f} %")
-
-
-def _scored(
-    file: Path, reference: Path, n_ctx: int
-) -> tuple[dict[str, Floats], "np.ndarray[tuple[int], np.dtype[np.int64]]"]:
-    """Values [n_chunks, n] of each statistic, and the document of every chunk."""
+    for seed in range(arguments.seeds):
+        for kind in _SKEWED:
+            for count in (6, 15, 30, 100):
+                _show(f"{count} {kind}", _of_made_up(kind, count, arguments.resamples, seed))
     paths = [library() / name for name in HELD_OUT]
     texts = [Text.read(path) for path in paths if path.is_file()]
-    by_text = [compare([file], reference, [text], n_ctx) for text in texts]
-    owners = np.repeat(np.arange(len(texts)), [each.protocol.n_chunks for each in by_text])
+    found = compare(arguments.files, arguments.reference, texts, arguments.n_ctx)
+    for name, documents in _statistics(found).items():
+        for seed in range(arguments.seeds):
+            _show(name, _coverage(documents, arguments.resamples, seed))
 
-    def joined(of: Callable[..., Floats]) -> Floats:
-        return np.concatenate([of(*(row.scores for row in each.rows)) for each in by_text])
 
+def _statistics(found: Comparison) -> dict[str, Documents]:
+    """Each statistic of each file."""
+    assert found.reference and found.reference.scores and found.clusters is not None
+    base, owners = found.reference.scores, np.repeat(found.clusters, _lengths(found))
     return {
-        "mean KLD": joined(lambda base, one: one.divergence.kld),
-        "ln PPL ratio": joined(lambda base, one: one.nll - base.nll),
-        "same top": joined(lambda base, one: one.divergence.same_top.astype(float)),
-    }, owners
+        f"{row.column.name} {name}": Documents.of(values, owners)
+        for row in found.files
+        if row.scores
+        for name, values in _compared(row.scores, base).items()
+    }
 
 
-def _coverage(values: Floats, owners: np.ndarray, resamples: int) -> tuple[float, float]:
-    """The share of resamples whose interval holds the truth: ours, and that of tokens."""
-    documents = [np.flatnonzero(owners == each) for each in range(int(owners.max()) + 1)]
-    truth, random = float(values.mean()), np.random.default_rng(0)
-    # All chunks are of one length, so their means tell what the tokens would.
-    means, squares = values.mean(axis=1, keepdims=True), (values**2).mean(axis=1)
-    own = tokens = 0
+def _lengths(found: Comparison) -> list[int]:
+    return [chunk.n_scored for chunk in found.chunks]
+
+
+def _compared(scores: Scores, base: Scores) -> dict[str, Values]:
+    assert scores.divergence is not None
+    return {
+        "mean KLD": scores.divergence.kld,
+        "ln PPL ratio": scores.nll - base.nll,
+        "same top": scores.divergence.same_top,
+    }
+
+
+def _coverage(documents: Documents, resamples: int, seed: int) -> dict[str, float]:
+    """The share of resamples whose interval holds the truth, for each kind of interval."""
+    random = np.random.default_rng(seed)
+    samples = [documents.drawn(random) for _ in range(resamples)]
+    return _held(samples, documents.mean)
+
+
+def _of_made_up(kind: str, count: int, resamples: int, seed: int) -> dict[str, float]:
+    """The same of documents whose mean is 1 and skewed, and whose length differs."""
+    random = np.random.default_rng(seed)
+    samples = []
     for _ in range(resamples):
-        drawn = random.integers(0, len(documents), len(documents))
-        rows = np.concatenate([documents[each] for each in drawn])
-        clusters = np.repeat(np.arange(len(drawn)), [len(documents[each]) for each in drawn])
-        found = mean(means[rows], clusters)
-        own += found.low <= truth <= found.high
-        spread = math.sqrt(squares[rows].mean() - found.value**2)
-        reach = _NORMAL * spread / math.sqrt(len(rows) * values.shape[1])
-        tokens += abs(found.value - truth) <= reach
-    return own / resamples, tokens / resamples
+        means, sizes = _SKEWED[kind](random, count), 1e4 * np.exp(0.5 * random.normal(size=count))
+        samples.append(Documents(means * sizes, 2 * means**2 * sizes, sizes))
+    return _held(samples, 1.0)
+
+
+def _held(samples: list[Documents], truth: float) -> dict[str, float]:
+    found = [sample.intervals() for sample in samples]
+    return {
+        name: float(np.mean([low <= truth <= high for low, high in (each[name] for each in found)]))
+        for name in found[0]
+    }
+
+
+def _show(title: str, held: Mapping[str, float]) -> None:
+    print(f"{title:40}", "   ".join(f"{name} {100 * share:5.1f} %" for name, share in held.items()))
 
 
 if __name__ == "__main__":

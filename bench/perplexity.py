@@ -19,7 +19,8 @@ from pathlib import Path
 from common import demo_file, demo_text, peer
 
 from gemcut.eval.compare import compare
-from gemcut.eval.texts import Text
+from gemcut.eval.scope import Means
+from gemcut.eval.texts.text import Text
 
 _NUMBERS = {
     "perplexity": re.compile(r"(?:Final estimate: PPL =|Mean PPL\(Q\) +:) +([\d.]+)"),
@@ -50,12 +51,12 @@ def main() -> None:
         [Text.read(arguments.text)],
         arguments.n_ctx,
         arguments.chunks,
-        arguments.threads,
+        means=Means(arguments.threads),
     )
     print(f"{'file':30} {'':14} {'llama.cpp':>12} {'gemcut':>12} {'difference':>11}")
     for row, numbers in zip(comparison.rows, peers, strict=True):
         for name, theirs in numbers.items():
-            s = row.summary
+            assert (s := row.summary), row.failure
             ours = {
                 "perplexity": s.perplexity.value,
                 "KLD": s.kld.value if s.kld else 0.0,
@@ -64,7 +65,7 @@ def main() -> None:
                 "RMS delta p %": 100 * s.rms_delta_p.value if s.rms_delta_p else 0.0,
             }[name]
             relative = ours / theirs - 1
-            print(f"{row.file.name:30} {name:14} {theirs:12.6f} {ours:12.6f} {relative:+11.2e}")
+            print(f"{row.column.name:30} {name:14} {theirs:12.6f} {ours:12.6f} {relative:+11.2e}")
 
 
 def _run_peer(arguments: argparse.Namespace) -> list[dict[str, float]]:

@@ -34,7 +34,8 @@ from subjects import PARTS, Subject, spread, subjects
 from gemcut import api, ggml
 from gemcut.demo.text import held_out_text
 from gemcut.eval.compare import compare
-from gemcut.eval.texts import Text
+from gemcut.eval.scope import Means
+from gemcut.eval.texts.text import Text
 from gemcut.gguf_layout import file_size
 from gemcut.plan import METADATA_KEY, Plan
 from gemcut.quantize.choose import infos
@@ -159,12 +160,13 @@ def scores(
     """Divergence from BF16 by recipe: float64 [chunks], means over the tokens of each."""
     reference = subject.gguf("bf16")
     found = compare(
-        [*paths.values()], reference, parts, chunks=chunks, threads=subject.threads
-    ).rows[1:]
+        [*paths.values()], reference, parts, chunks=chunks, means=Means(subject.threads)
+    )
     by_chunk = {}
-    for recipe, row in zip(paths, found, strict=True):
-        assert row.scores.divergence is not None
-        by_chunk[recipe] = row.scores.divergence.kld.mean(axis=1)
+    for recipe, row in zip(paths, found.files, strict=True):
+        assert row.scores and row.scores.divergence, row.failure
+        kld = row.scores.divergence.kld.reshape(found.protocol.n_chunks, -1)
+        by_chunk[recipe] = kld.mean(axis=1)
     return by_chunk
 
 

@@ -47,6 +47,7 @@ QWEN = {
     "expert_feed_forward_length": 768,
 }
 VOCABULARY = 151936
+SHORT = 2  # blocks
 
 
 def main() -> None:
@@ -71,6 +72,18 @@ def gemma(kind: str | None, size: int) -> Shape:
     for key, number in REAL.items():
         values[f"{model.architecture}.{key}"] = Value("u32", number)
     return values, choose.infos(model, plan)
+
+
+def short(kind: str | None, size: int) -> Shape:
+    """The first blocks of Gemma 4 26B-A4B in one type: its width and vocabulary, little else."""
+    values, infos = gemma(kind or "q8_0", size)
+    name = values["general.architecture"].data
+    for key, value in values.items():
+        if key.startswith(f"{name}.") and isinstance(value.data, list):
+            values[key] = Value(value.kind, value.data[:SHORT])
+    values[f"{name}.block_count"] = Value("u32", SHORT)
+    kept = ("token_embd", "output", *(f"blk.{block}." for block in range(SHORT)))
+    return values, [info for info in infos if info.name.startswith(kept)]
 
 
 def qwen(kind: str | None, size: int) -> Shape:
@@ -125,7 +138,11 @@ def _padded(value: Value, filler: float | None) -> Value:
     return Value(value.kind, data + [f"<unused{i}>" if filler is None else filler for i in more])
 
 
-MODELS: dict[str, Callable[[str | None, int], Shape]] = {"26B-A4B": gemma, "qwen3moe": qwen}
+MODELS: dict[str, Callable[[str | None, int], Shape]] = {
+    "26B-A4B": gemma,
+    "26B-A4B-short": short,
+    "qwen3moe": qwen,
+}
 
 
 def fill(path: Path, values: dict[str, Value], infos: list[TensorInfo]) -> None:

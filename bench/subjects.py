@@ -18,7 +18,7 @@ from common import CHECKPOINT, FOLDER
 from gemcut import api
 from gemcut.convert.model import Model
 from gemcut.demo.text import training_sources
-from gemcut.eval.texts import Text
+from gemcut.eval.texts.text import Text
 from gemcut.quantize.importance import Importance
 from gemcut.quantize.measure import Request
 from gemcut.quantize.statistics import Statistics, read_statistics

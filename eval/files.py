@@ -19,6 +19,7 @@ class File:
     """A GGUF model: one file, or the first of a split model with all its parts counted.
 
     size: bytes on disk. bpw: tensor bits over weights. fingerprint: see `fingerprint`.
+    n_ctx_train: tokens of the contexts it was trained on; 0: it does not say.
     """
 
     path: Path
@@ -26,6 +27,7 @@ class File:
     size: int
     bpw: float
     fingerprint: str
+    n_ctx_train: int = 0
 
 
 def select(files: Sequence[Path], reference: Path | None) -> tuple[File, ...]:
@@ -42,10 +44,8 @@ def select(files: Sequence[Path], reference: Path | None) -> tuple[File, ...]:
     chosen = [*([reference] if reference else []), *kept]
     if not chosen:
         raise UsageError("no file to score: name at least one GGUF")
-    names = Counter(path.name for path in chosen)
-    return tuple(
-        _describe(path, path.name if names[path.name] == 1 else str(path)) for path in chosen
-    )
+    pairs = zip(chosen, _names([path.resolve() for path in chosen]), strict=True)
+    return tuple(_describe(path, name) for path, name in pairs)
 
 
 def fingerprint(paths: Sequence[Path]) -> str:
@@ -76,16 +76,32 @@ def parts(path: Path) -> tuple[Path, ...]:
     return found or (path,)
 
 
+def _names(paths: Sequence[Path]) -> list[str]:
+    """What files are called: with as many of their folders as it takes to tell them apart."""
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    alone = Counter(path.name for path in paths)
+    return [path.name if alone[path.name] == 1 else "/".join(path.parts[-depth:]) for path in paths]
+
+
 def _same(resolved: Path, reference: Path | None) -> bool:
     return reference is not None and resolved == reference.resolve()
 
 
 def _describe(path: Path, name: str) -> File:
     paths = parts(path)
-    bits = weights = 0
+    bits = weights = trained = 0
     for part in paths:
         with GGUFFile(part) as gguf:
             bits += 8 * gguf.tensor_bytes
             weights += gguf.weights
+            trained = trained or _n_ctx_train(gguf)
     size = sum(part.stat().st_size for part in paths)
-    return File(path, name, size, bits / max(weights, 1), fingerprint(paths))
+    return File(path, name, size, bits / max(weights, 1), fingerprint(paths), trained)
+
+
+def _n_ctx_train(gguf: GGUFFile) -> int:
+    architecture = gguf.metadata.get("general.architecture")
+    value = gguf.metadata.get(f"{architecture.data}.context_length") if architecture else None
+    return int(value.data) if value and isinstance(value.data, int) else 0

@@ -9,6 +9,7 @@ GemcutError
 ├── BudgetError        no choice fits the budget
 ├── ProfileError       a machine's profile is none, or damaged
 ├── OutputError        a result cannot be written
+├── ReportError        a comparison that was kept is none, or damaged
 ├── TextError          a text cannot be read or is too short
 └── EngineError        ggml or llama.cpp is missing, too old, or refused
     ├── OutOfMemory    there was no memory for what it was to hold
@@ -62,6 +63,10 @@ class ProfileError(GemcutError):
 
 class OutputError(GemcutError):
     """A result cannot be written where it was asked for."""
+
+
+class ReportError(GemcutError):
+    """A comparison that was kept is none, damaged, or of another version."""
 
 
 class TextError(GemcutError):

@@ -44,16 +44,12 @@ class Divergence:
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """The parts one after the other along the first axis."""
-        return cls._of([np.concatenate(column) for column in _columns(parts)])
+        """The parts one after the other."""
+        return cls(*(np.concatenate(column) for column in _columns(parts)))
 
-    def as_row(self) -> Self:
-        """The same as arrays [1, tokens]."""
-        return self._of([column[None] for (column,) in _columns([self])])
-
-    @classmethod
-    def _of(cls, columns: Sequence[Any]) -> Self:
-        return cls(*columns)
+    def where(self, chosen: Bools) -> Self:
+        """Of some of the tokens."""
+        return type(self)(*(column[chosen] for (column,) in _columns([self])))
 
 
 @dataclass(frozen=True)
@@ -80,14 +76,10 @@ class Scores:
             Divergence.join(divergences) if whole else None,
         )
 
-    @classmethod
-    def stack(cls, parts: Sequence[Self]) -> Self:
-        """Parts of equal length as rows: arrays become [len(parts), tokens]."""
-        return cls.join([part._as_row() for part in parts])
-
-    def _as_row(self) -> Self:
+    def where(self, chosen: Bools) -> Self:
+        """Of some of the tokens."""
         d = self.divergence
-        return type(self)(self.nll[None], self.correct[None], d and d.as_row())
+        return type(self)(self.nll[chosen], self.correct[chosen], d and d.where(chosen))
 
 
 def score(
@@ -95,11 +87,15 @@ def score(
     candidates: Sequence[Logits],
     reference: Logits | None = None,
     threads: int = 1,
+    cutoff: float | None = None,
 ) -> tuple[Scores, ...]:
     """Score the reference, if there is one, and every candidate on the same tokens.
 
     targets: [n] the token that really follows each position.
     candidates, reference: [n, vocabulary] float32 logits, all of one shape; not changed.
+    cutoff: the reference holds log-probabilities, taken as they are, and what is likely by no more
+        than exp(-cutoff) is left out of sums over it: llama-perplexity's numbers, of its .kld
+        files. Such a divergence can be negative, and the reverse one comes out too small.
 
     Returns scores in that order, the reference's first. Raises EngineError on shapes that do not
     agree. A token whose logits are not all finite gets NaN; see `broken`.
@@ -112,7 +108,8 @@ def score(
     rows = max(1, _BLOCK // vocabulary)
     buffers: SimpleQueue[_Buffers] = SimpleQueue()
     for _ in range(threads):
-        buffers.put((_Softmax(rows, vocabulary), _Softmax(rows, vocabulary)))
+        first = _Softmax(rows, vocabulary) if cutoff is None else _Given(rows, vocabulary, cutoff)
+        buffers.put((first, _Softmax(rows, vocabulary)))
 
     def scored(block: slice) -> list[Scores]:
         pair = buffers.get()
@@ -161,6 +158,7 @@ class _Softmax:
         np.subtract(logits, peak, out=self.shifted)
         np.exp(self.shifted, out=self.exps)
         self.log_total = np.log(self.exps.sum(axis=1, dtype=np.float64))
+        self.mass, self.least = np.float64(1), 0.0  # zero bounds a divergence but for rounding
 
     def log_p(self, targets: NDArray[np.int32]) -> Floats:
         """ln p(target) of each row: [n]."""
@@ -171,6 +169,22 @@ class _Softmax:
         """The mean of values [n, vocabulary] under each row's distribution: [n]."""
         sums = np.einsum("ij,ij->i", self.exps, values)
         return np.asarray(sums / np.exp(self.log_total))
+
+
+class _Given(_Softmax):
+    """The same of rows that are log-probabilities already, cut off: what is left has a mass."""
+
+    def __init__(self, rows: int, vocabulary: int, cutoff: float) -> None:
+        super().__init__(rows, vocabulary)
+        self._cutoff = cutoff
+
+    def fill(self, logits: Logits) -> None:
+        """Take rows of log-probabilities [n <= rows, vocabulary]."""
+        super().fill(logits)
+        self.exps[logits <= -self._cutoff] = 0
+        self.log_total = -logits.max(axis=1).astype(np.float64)
+        self.mass = self.exps.sum(axis=1, dtype=np.float64) / np.exp(self.log_total)
+        self.least = -np.inf
 
 
 _Buffers = tuple[_Softmax, _Softmax]
@@ -199,13 +213,14 @@ def _score_block(
 def _diverge(reference: _Softmax, candidate: _Softmax, delta_p: Floats) -> Divergence:
     """KL(p || q) with p = exp(x)/s and q = exp(y)/t is mean_p(x - y) - ln s + ln t.
 
-    Overwrites the candidate's buffer. Zero bounds it: rounding alone makes it negative.
+    Overwrites the candidate's buffer.
     """
     apart = np.subtract(reference.shifted, candidate.shifted, out=candidate.shifted)
     totals = reference.log_total - candidate.log_total
-    kld, reverse = reference.mean(apart) - totals, totals - candidate.mean(apart)
+    kld = reference.mean(apart) - reference.mass * totals
+    reverse, least = totals - candidate.mean(apart), reference.least
     same_top = reference.top == candidate.top
-    return Divergence(np.maximum(kld, 0.0), np.maximum(reverse, 0.0), delta_p, same_top)
+    return Divergence(np.maximum(kld, least), np.maximum(reverse, least), delta_p, same_top)
 
 
 def _columns(parts: Sequence[Divergence]) -> list[list[Any]]:

@@ -9,8 +9,8 @@ import numpy as np
 
 from gemcut import ggml
 from gemcut.errors import OutputError, UsageError
-from gemcut.quantize.roles import role_of
 from gemcut.quantize.statistics import Entry, Statistics
+from gemcut.roles import role_of
 
 _DPI = 120
 _SPREAD = 16.0  # colours reach from 1/16 to 16 times an equal share

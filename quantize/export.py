@@ -7,7 +7,7 @@ from gemcut.errors import PlanError
 from gemcut.plan import Plan
 from gemcut.profile import Profile
 from gemcut.quantize import stock
-from gemcut.quantize.roles import role_of
+from gemcut.roles import role_of
 from gemcut.runtime.placement.carried import context_of
 from gemcut.runtime.placement.layout import NOTHING, Layout, expressions
 from gemcut.runtime.placement.layout import layout as layout_of

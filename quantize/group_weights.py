@@ -25,8 +25,8 @@ import numpy as np
 from gemcut import ggml
 from gemcut.quantize.groups import Groups, first_block
 from gemcut.quantize.probe import Probe
-from gemcut.quantize.roles import role_of
 from gemcut.quantize.swapping import Change
+from gemcut.roles import role_of
 from gemcut.score import Floats
 from gemcut.sensitivity import GroupWeight, Point, TensorSensitivity
 

@@ -6,7 +6,7 @@ is alone in its group keeps its own name where groups are single tensors.
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 
-from gemcut.quantize.roles import role_of
+from gemcut.roles import role_of
 
 Groups = Mapping[str, tuple[str, ...]]  # group -> tensors
 

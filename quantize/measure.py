@@ -19,10 +19,10 @@ from gemcut.quantize.local_error import Sampling, Subject
 from gemcut.quantize.priors import prior_weights
 from gemcut.quantize.probe import Probe, Probing, check_probe, open_probe
 from gemcut.quantize.reweigh import probe_sensitivity
-from gemcut.quantize.roles import role_of
 from gemcut.quantize.statistics import Statistics
 from gemcut.quantize.tensor_errors import Progress, measure_tensors, subjects
 from gemcut.quantize.unfinished import Unfinished
+from gemcut.roles import role_of
 from gemcut.sensitivity import Sensitivity
 
 Tell = Callable[[str], None]  # told a line for the user

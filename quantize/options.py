@@ -14,8 +14,8 @@ from gemcut.errors import PlanError, SensitivityError
 from gemcut.profile import HOST
 from gemcut.quantize import widths
 from gemcut.quantize.request import Request, Rule, rules_of
-from gemcut.quantize.roles import Role, role_of
 from gemcut.quantize.widths import Padding, paddings, splits
+from gemcut.roles import Role, role_of
 from gemcut.runtime.memory.tensors import block_of, is_routed, layer_of
 from gemcut.runtime.placement.problem import Item, Option
 from gemcut.sensitivity import PARTS, LocalError, Sensitivity

@@ -18,7 +18,7 @@ from gemcut.quantize.identity import fingerprint, model_key, sensitivity_digest
 from gemcut.quantize.options import Choices, Way
 from gemcut.quantize.request import Request
 from gemcut.quantize.rescale import Rescale
-from gemcut.quantize.roles import role_of
+from gemcut.roles import role_of
 from gemcut.runtime.memory.ledger import Fixed, ledger
 from gemcut.runtime.memory.tensors import Placed
 from gemcut.runtime.placement.problem import Chosen, Solution

@@ -6,7 +6,8 @@ from statistics import fmean
 from gemcut.convert.model import Model, Tensor
 from gemcut.quantize.candidates import error, measured, paddable
 from gemcut.quantize.groups import Groups, group_tensors
-from gemcut.quantize.roles import role_of
+from gemcut.quantize.roles import prior
+from gemcut.roles import role_of
 from gemcut.sensitivity import GroupWeight, LocalError, Sensitivity, TensorSensitivity
 
 _DOUBT = 1.0  # standard error of a prior, relative to it: they hold to a factor of about two
@@ -17,7 +18,7 @@ def prior_weights(model: Model, groups: Groups) -> dict[str, GroupWeight]:
     tied = all(tensor.name != "output.weight" for tensor in model.tensors)
     weights = {}
     for group, names in groups.items():
-        weight = fmean(role_of(name).prior(tied) for name in names)
+        weight = fmean(prior(role_of(name), tied) for name in names)
         weights[group] = GroupWeight(weight, _DOUBT * weight, "prior")
     return weights
 

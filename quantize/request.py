@@ -8,7 +8,8 @@ from typing import Any
 
 from gemcut import ggml
 from gemcut.errors import PlanError, UsageError
-from gemcut.quantize.roles import PRIORS, role_of
+from gemcut.quantize.roles import PRIORS
+from gemcut.roles import role_of
 
 PREFERENCES = ("speed", "balance", "quality")
 _PLACES = "cpu, gpu (any card), gpu0, gpu1, ..."

@@ -133,9 +133,13 @@ def test_eval_compares_files(bf16: Path, q4_k_m: Path, tmp_path: Path):
     options = ["--reference", bf16, "--text", text, "-c", "128", "--chunks", "2", "-t", "1"]
     result = run("eval", q4_k_m, *options, "--json")
 
-    found = json.loads(result.stdout)
-    assert found["reference"] == bf16.name
-    assert [file["name"] for file in found["files"]] == [bf16.name, q4_k_m.name]
+    (found,) = json.loads(result.stdout)["comparisons"]
+    roles = [(row["column"]["role"], row["column"]["file"]["name"]) for row in found["rows"]]
+    assert roles == [
+        ("reference", bf16.name),
+        ("floor", bf16.name),
+        ("candidate", q4_k_m.name),
+    ]
 
 
 def test_doctor_names_backends_and_versions():

@@ -1,6 +1,5 @@
 """Comparing files on text, with the demo's model and its quantised copies."""
 
-import json
 import shutil
 
 import numpy as np
@@ -8,18 +7,20 @@ import pytest
 
 from gemcut.demo.text import held_out_text
 from gemcut.engine import ContextOptions
-from gemcut.errors import EngineError, GGUFError, TextError, UsageError
-from gemcut.eval.compare import compare
+from gemcut.errors import GGUFError, TextError, UsageError
+from gemcut.eval.compare import compare, compare_with_base
+from gemcut.eval.dissect import dissect
 from gemcut.eval.files import fingerprint, parts, select
-from gemcut.eval.intervals import Estimate
-from gemcut.eval.statistics import summarise
-from gemcut.eval.table import format_estimate, table, to_dict
-from gemcut.eval.texts import Text, cut, scored, targets
+from gemcut.eval.scope import Means, Scope
+from gemcut.eval.scoring.column import CANDIDATE, FLOOR, REFERENCE, Column
+from gemcut.eval.scoring.saving import save_kld
+from gemcut.eval.texts.chunks import Chunk, cut, scored
+from gemcut.eval.texts.text import Text
 from gemcut.llama import Context, Model
 from gemcut.runtime.speed.measured import speed
-from gemcut.score import Divergence, Scores
 
 N_CHUNKS = 4
+TWO = Means(threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -29,35 +30,59 @@ def text():
 
 @pytest.fixture(scope="module")
 def comparison(bf16, f32, q4_k_m, text):
-    return compare([bf16, f32, q4_k_m], f32, [text], chunks=N_CHUNKS, threads=2)
+    scope = Scope(caches=(("q8_0", "q8_0"),), floor=2, routed=2)
+    return compare([bf16, f32, q4_k_m], f32, [text], 512, N_CHUNKS, scope, TWO)
 
 
-def test_the_reference_comes_first_and_only_once(comparison, bf16, f32, q4_k_m):
-    assert [row.file.path for row in comparison.rows] == [f32, bf16, q4_k_m]
-    assert comparison.rows[0].summary.kld is None
+def test_the_reference_comes_first_and_only_once_then_its_floor(comparison, bf16, f32, q4_k_m):
+    found = [(row.column.file.path, row.column.role) for row in comparison.rows]
+
+    assert found[:2] == [(f32, REFERENCE), (f32, FLOOR)]
+    assert found[2:] == [(path, CANDIDATE) for path in (f32, bf16, bf16, q4_k_m, q4_k_m)]
+    assert comparison.reference.summary.kld is None
 
 
-def test_a_small_change_of_weights_diverges_little_and_a_large_one_more(comparison):
-    _, near, far = (row.summary for row in comparison.rows)
+def test_a_small_change_of_weights_diverges_little_and_a_large_one_more(comparison, bf16, q4_k_m):
+    plain = {row.column.file.path: row for row in comparison.files if row.column.type_k == "f16"}
+    near, far = plain[bf16].summary, plain[q4_k_m].summary
 
-    assert 0 < near.kld.value < far.kld.value / 4
+    assert comparison.floor.summary.kld.value < near.kld.value < far.kld.value / 4
     assert near.same_top.value > far.same_top.value
     assert abs(near.log_ratio.value) < 0.01
     assert near.tails[0.5].value <= near.tails[0.99].value
+    assert not set(plain[bf16].letters) & set(plain[q4_k_m].letters)
 
 
-def test_255_tokens_of_each_chunk_are_scored(comparison):
-    assert comparison.rows[1].scores.nll.shape == (N_CHUNKS, 255)
+def test_a_cache_in_fewer_bits_costs_what_it_costs_apart_from_weights(comparison, q4_k_m):
+    names = [effect.file for effect in comparison.effects]
+    effect = comparison.effects[-1]
+
+    assert names[-1] == q4_k_m.name
+    assert 0 < effect.cache < effect.weights
+    assert effect.both == pytest.approx(effect.weights + effect.cache, rel=0.5)
+
+
+def test_routing_is_compared_where_the_cache_is_the_usual_one(comparison, bf16, q4_k_m):
+    routing = {row.column.name: row.routing for row in comparison.rows if row.routing}
+
+    assert set(routing) == {comparison.floor.column.name, bf16.name, q4_k_m.name}
+    assert routing[bf16.name].same.value > routing[q4_k_m.name].same.value
+
+
+def test_255_tokens_of_each_chunk_are_scored_of_the_floors_too(comparison):
+    assert comparison.files[0].scores.nll.shape == (N_CHUNKS * 255,)
+    assert comparison.floor.scores.nll.shape == (2 * 255,)
+    assert len(comparison.floor.chunks) == 2
     assert comparison.protocol.n_scored == N_CHUNKS * 255
 
 
 def test_perplexity_alone_needs_no_reference(comparison, f32, text):
     """And it is the same number, whatever is loaded beside the file."""
-    alone = compare([f32], None, [text], chunks=N_CHUNKS, threads=2)
+    alone = compare([f32], None, [text], 512, N_CHUNKS, means=TWO)
 
     value = alone.rows[0].summary.perplexity.value
-    assert value == pytest.approx(comparison.rows[0].summary.perplexity.value, rel=1e-5)
-    assert alone.rows[0].summary.kld is None and alone.rows[0].prefill > 0
+    assert value == pytest.approx(comparison.reference.summary.perplexity.value, rel=1e-5)
+    assert alone.rows[0].summary.kld is None and alone.rows[0].prefill
 
 
 def test_perplexity_follows_from_full_logits(f32, text):
@@ -80,37 +105,55 @@ def test_perplexity_follows_from_full_logits(f32, text):
 def test_progress_is_told_of_every_chunk(f32, text):
     seen = []
 
-    compare([f32], None, [text], chunks=2, progress=lambda done, total: seen.append((done, total)))
+    compare([f32], None, [text], chunks=2, means=Means(progress=lambda *told: seen.append(told)))
 
-    assert seen == [(1, 2), (2, 2)]
+    assert seen == [("scoring", 1, 2), ("scoring", 2, 2)]
 
 
-def test_several_texts_are_cut_one_by_one(f32, text):
-    other = Text.of("other", text.content[5_000:])
+def test_several_texts_are_cut_one_by_one_and_shown_by_domain(f32, text):
+    texts = [Text.of("a", text.content, "code"), Text.of("b", text.content[5_000:], "prose")]
 
-    result = compare([f32], None, [text, other], n_ctx=128, chunks=2)
+    result = compare([f32], None, texts, n_ctx=128, chunks=2)
 
     assert result.protocol.n_chunks == 4
+    (row,) = result.rows
+    assert set(row.by_domain) == {"code", "prose"}
+    mean = np.mean([np.log(each.perplexity.value) for each in row.by_domain.values()])
+    assert np.exp(mean) == pytest.approx(row.summary.perplexity.value)
 
 
-def test_the_table_and_the_dictionary_say_the_same(comparison, f32):
-    shown, data = table(comparison), to_dict(comparison)
+def test_own_answers_are_drawn_once_and_scored_by_all(bf16, q4_k_m, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    prompts = Text.of("prompts", "def add(a, b):\nimport os\nclass Stack:\n")
+    scope = Scope(framing="own")
 
-    assert shown.row_count == len(data["files"]) == 3
-    assert data["reference"] == f32.name
-    assert data["files"][2]["kld"]["value"] == comparison.rows[2].summary.kld.value
-    assert len(data["protocol"]["texts"][0]["sha256"]) == 64
-    assert str(f32.parent) not in json.dumps(data)
+    one = compare([q4_k_m], bf16, [prompts], 256, None, scope)
+    other = compare([q4_k_m], bf16, [prompts], 256, None, scope)
+
+    assert len(list((tmp_path / "gemcut" / "answers").iterdir())) == 1
+    assert [c.digest for c in one.chunks] == [c.digest for c in other.chunks]
+    assert one.files[0].summary.kld.value == other.files[0].summary.kld.value
+    assert one.protocol.framing == "own"
 
 
-def test_speeds_fill_the_last_column(comparison, f32):
-    measured = speed(f32, n_prompt=64, n_generate=4, repeats=1, threads=2)
+def test_a_base_that_was_saved_stands_for_the_reference(bf16, q4_k_m, text, tmp_path):
+    """As llama-perplexity's would: within what 16 bits and the cut at -16 change."""
+    live = compare([q4_k_m], bf16, [text], chunks=3, means=TWO)
+    save_kld(tmp_path / "base.kld", Column(live.reference.column.file), live.chunks, None, 2)
 
-    data = to_dict(comparison, {f32.name: measured})
+    found = compare_with_base([q4_k_m], tmp_path / "base.kld", means=TWO)
 
-    assert data["files"][0]["speed"]["decode"] == measured.decode > 0
-    assert data["files"][1]["speed"] is None
-    assert table(comparison, {f32.name: measured}).columns[-1].header == "prefill, decode t/s"
+    assert found.reference.column.name == "base.kld"
+    kld = found.files[0].summary.kld.value
+    assert kld == pytest.approx(live.files[0].summary.kld.value, rel=1e-3)
+    assert found.protocol.n_scored == live.protocol.n_scored
+    assert any("16 below" in note for note in found.notes)
+
+
+def test_a_reference_that_is_cut_itself_is_warned_of(q8_0, q4_k_m, text):
+    found = compare([q4_k_m], q8_0, [text], chunks=2)
+
+    assert any("8.62 bits per weight" in note for note in found.notes)
 
 
 def test_speed_refuses_to_measure_nothing(f32):
@@ -118,28 +161,17 @@ def test_speed_refuses_to_measure_nothing(f32):
         speed(f32, n_generate=0)
 
 
+def test_what_a_file_is_made_of_is_read_from_its_headers(q4_k_m):
+    found = dissect(q4_k_m, "name")
+
+    kinds = {kind for _, kind, _ in found.types}
+    assert {"q4_k", "q6_k", "f32"} <= kinds
+    assert sum(size for _, _, size in found.types) < q4_k_m.stat().st_size
+    assert found.provenance["architecture"] == "gemma4"
+    assert "q4_k_m" in found.provenance["plan"]
+
+
 # --- errors --------------------------------------------------------------------------------------
-
-
-def test_a_text_too_short_says_how_many_tokens_it_has(f32):
-    with pytest.raises(TextError, match=r"short: \d+ tokens, wanted 1024"):
-        compare([f32], None, [Text.of("note", "hello world")])
-
-
-@pytest.mark.parametrize(
-    ("content", "message"), [(b"", "empty"), (b" \n", "empty"), (b"caf\xe9", "0xe9 at offset 3")]
-)
-def test_texts_that_cannot_be_scored(tmp_path, content, message):
-    path = tmp_path / "note.txt"
-    path.write_bytes(content)
-
-    with pytest.raises(TextError, match=message):
-        Text.read(path)
-
-
-def test_a_missing_text_is_named(tmp_path):
-    with pytest.raises(TextError, match="note.txt: cannot read this text: No such file"):
-        Text.read(tmp_path / "note.txt")
 
 
 def test_what_cannot_be_compared_is_refused(f32, text):
@@ -155,33 +187,16 @@ def test_what_cannot_be_compared_is_refused(f32, text):
         compare([f32], None, [text], n_ctx=4)
 
 
-def test_another_tokenizer_is_refused(f32, bf16, text, monkeypatch):
-    from gemcut.eval import compare as module
+def test_a_base_of_another_vocabulary_is_refused(bf16, tmp_path):
+    from gemcut.errors import EngineError
+    from gemcut.eval.scoring.kld_file import writing
 
-    tokens = module._tokens
-    flip = {f32: 1, bf16: -1}
-    monkeypatch.setattr(
-        module, "_tokens", lambda s, t, special: tokens(s, t, special)[:: flip[s.file.path]]
-    )
+    with writing(tmp_path / "base.kld", np.zeros((2, 16), np.int32), 96) as writer:
+        for _ in range(2):
+            writer.add(np.zeros((7, 96), np.float32))
 
-    with pytest.raises(EngineError, match="cannot be compared .* other tokens"):
-        compare([bf16], f32, [text])
-
-
-def test_logits_that_are_not_finite_name_file_and_chunk(f32, text, monkeypatch):
-    from gemcut.eval.compare import _Scorer
-
-    logits = _Scorer.logits
-
-    def faulty(self, chunk):
-        result = logits(self, chunk).copy()
-        result[: 3 if len(self.seconds) == 2 else 0, 5] = np.nan
-        return result
-
-    monkeypatch.setattr(_Scorer, "logits", faulty)
-
-    with pytest.raises(EngineError, match=f"{f32.name}: chunk 2 of 3: 3 of 255"):
-        compare([f32], None, [text], chunks=3)
+    with pytest.raises(EngineError, match="vocabulary of 96 tokens, .* has 2048"):
+        compare_with_base([bf16], tmp_path / "base.kld")
 
 
 # --- parts ---------------------------------------------------------------------------------------
@@ -199,49 +214,10 @@ def test_a_chunk_begins_with_bos_in_place_of_its_first_token():
 
 @pytest.mark.parametrize("n_ctx", [8, 9, 512])
 def test_scored_positions_predict_the_targets(n_ctx):
-    chunk = np.arange(n_ctx, dtype=np.int32)
+    chunk = Chunk(np.arange(n_ctx, dtype=np.int32), scored(n_ctx))
 
-    assert (targets(chunk) == np.flatnonzero(scored(n_ctx)) + 1).all()
-    assert len(targets(chunk)) == n_ctx - 1 - n_ctx // 2
-
-
-def test_errors_are_clustered_by_chunk():
-    """Chunks that are constant inside tell as much as one number each."""
-    values = np.repeat([[1.0], [2.0], [3.0]], 50, axis=1)
-
-    summary = summarise(Scores(values, values < 1), np.arange(3), 2.0)
-
-    assert summary.perplexity.value == pytest.approx(np.exp(2))
-    assert summary.perplexity_error_independent < summary.perplexity.error / 5
-    assert summary.bits_per_byte.value == pytest.approx(2 / np.log(2) / 2)
-    assert summary.bits_per_byte.error == pytest.approx(1 / np.sqrt(3) / np.log(2) / 2)
-
-
-def test_every_comparison_with_a_reference_follows_its_definition():
-    random = np.random.default_rng(3)
-    nll, other = random.gamma(2, size=(2, 6, 40))
-    right, wrong = random.random((2, 6, 40)) < 0.5
-    kld, reverse, delta = random.gamma(0.3, size=(3, 6, 40))
-    divergence = Divergence(kld, reverse, delta - 0.3, right == wrong)
-
-    found = summarise(Scores(other, wrong, divergence), np.arange(6), 1.0, Scores(nll, right))
-
-    values = {
-        "log_ratio": (other - nll).mean(),
-        "kld": kld.mean(),
-        "reverse": reverse.mean(),
-        "same_top": (right == wrong).mean(),
-        "lost": (right & ~wrong).mean(),
-        "gained": (wrong & ~right).mean(),
-        "rms_delta_p": np.sqrt(((delta - 0.3) ** 2).mean()),
-    }
-    for name, value in values.items():
-        estimate = getattr(found, name)
-        assert estimate.value == pytest.approx(value), name
-        assert estimate.low < estimate.value < estimate.high and estimate.error > 0
-    assert {share: tail.value for share, tail in found.tails.items()} == pytest.approx(
-        {share: np.quantile(kld, share) for share in (0.5, 0.9, 0.99, 0.999)}
-    )
+    assert (chunk.targets == np.flatnonzero(scored(n_ctx)) + 1).all()
+    assert len(chunk.targets) == chunk.n_scored == n_ctx - 1 - n_ctx // 2
 
 
 def test_a_split_model_counts_all_its_parts(tmp_path):
@@ -261,33 +237,9 @@ def test_files_of_one_name_are_shown_with_their_folders(tmp_path, f32):
 
     first, second = select([f32, copy], None)
 
-    assert (first.name, second.name) == (str(f32), str(copy))
+    assert (first.name, second.name) == tuple(f"{p.parent.name}/{p.name}" for p in (f32, copy))
     assert first.fingerprint == second.fingerprint
     with copy.open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x99")
     assert fingerprint([copy]) != first.fingerprint
-
-
-def shown_as(value, half):
-    """An estimate with an interval of that half."""
-    return Estimate(value, half / 2, value - half, value + half)
-
-
-@pytest.mark.parametrize(
-    ("estimate", "shown"),
-    [
-        (shown_as(0.03741, 0.00031), "0.03741 ± 0.00031"),
-        (shown_as(12.345, 0.67), "12.35 ± 0.67"),
-        (shown_as(651.3, 12), "651 ± 12"),
-        (shown_as(1.24e-9, 3e-10), "1.2e-09 ± 3e-10"),
-        (shown_as(1.0, 0.0), "1"),
-    ],
-)
-def test_numbers_are_shown_to_the_precision_of_their_error(estimate, shown):
-    assert format_estimate(estimate) == shown
-
-
-def test_perplexities_show_four_digits_whatever_their_error():
-    """The error of each is the text's; the difference between two files is far smaller."""
-    assert format_estimate(shown_as(651.34, 94.21), digits=4) == "651.3 ± 94.2"

@@ -22,7 +22,8 @@ from gemcut.inspection import Inspection, block_sizes
 from gemcut.lattice import CLAIMED, on_q4_0_lattice
 from gemcut.llama.model import Model
 from gemcut.provenance import imatrix, made
-from gemcut.quantize.roles import PRIORS, role_of
+from gemcut.quantize.roles import PRIORS
+from gemcut.roles import role_of
 from gemcut.vocabulary import templates, vocabulary
 from tests import checkpoints
 

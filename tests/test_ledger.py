@@ -13,7 +13,7 @@ from gemcut.kv_layout import kv_layout
 from gemcut.llama.context import Context
 from gemcut.llama.memory import probe
 from gemcut.profile import Processor, Profile
-from gemcut.quantize.roles import role_of
+from gemcut.roles import role_of
 from gemcut.runtime.memory.ledger import CARD_MARGIN, HOST_MARGIN, fixed, ledger, rooms
 from gemcut.runtime.memory.tensors import Placed, homes, staged_bytes
 from tests.rpc import beside_a_device

@@ -26,8 +26,8 @@ from gemcut.quantize.outcome import Outcome
 from gemcut.quantize.planner import plan_model
 from gemcut.quantize.priors import prior_sensitivity
 from gemcut.quantize.request import Request, Rule, parse_rule
-from gemcut.quantize.roles import role_of
 from gemcut.quantize.widths import paddings, splits
+from gemcut.roles import role_of
 from gemcut.runtime.machine.cards import named
 from gemcut.runtime.machine.profiles import with_limits
 from gemcut.runtime.memory.ledger import fixed, rooms

@@ -11,7 +11,8 @@ from gemcut import api, ggml
 from gemcut.demo.text import held_out_text
 from gemcut.errors import EngineError, PlanError, SensitivityError, TextError, UsageError
 from gemcut.eval.compare import compare
-from gemcut.eval.texts import Text
+from gemcut.eval.scope import Means
+from gemcut.eval.texts.text import Text
 from gemcut.plan import Entry
 from gemcut.quantize import probe as probe_module
 from gemcut.quantize.group_weights import Work, change, positive, probeable, weigh, weight_of
@@ -143,9 +144,9 @@ def test_a_change_costs_what_a_file_with_it_loses(q8_0, source, tmp_path, names)
     everything = Sample(128, 1000)
     with open_probe(Probing(q8_0, text.content, everything), source, threads=1) as probe:
         tried = probe.divergence(dict.fromkeys(names, Change(ggml.type_named("q3_k"))))
-    found = compare([written], q8_0, [text], 128, threads=1).rows[1].scores.divergence
+    found = compare([written], q8_0, [text], 128, means=Means(1)).rows[1].scores.divergence
     assert found
-    real = found.kld.mean(axis=1)
+    real = found.kld.reshape(len(tried), -1).mean(axis=1)
 
     assert tried.mean() == pytest.approx(real.mean(), rel=0.15)
     assert np.corrcoef(tried, real)[0, 1] > 0.9

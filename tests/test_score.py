@@ -135,15 +135,14 @@ def test_shapes_that_disagree_are_refused():
         score(targets(4, 8), [logits(4, 8, 0)], reference=logits(4, 9, 0))
 
 
-def test_scores_join_and_stack():
+def test_scores_join():
     x, y, t = logits(6, 32, 1), logits(6, 32, 2), targets(6, 32)
     whole = score(t, [y], reference=x)[1]
     parts = [score(t[i : i + 3], [y[i : i + 3]], reference=x[i : i + 3])[1] for i in (0, 3)]
 
-    joined, stacked = Scores.join(parts), Scores.stack(parts)
+    joined = Scores.join(parts)
 
     np.testing.assert_array_equal(divergence(joined).kld, divergence(whole).kld)
-    assert stacked.nll.shape == divergence(stacked).same_top.shape == (2, 3)
 
 
 def test_log_softmax_sums_to_one():

@@ -8,7 +8,7 @@ from gemcut.engine import ContextOptions
 from gemcut.gguf_file import GGUFFile
 from gemcut.inspection import Origin, inspect
 from gemcut.profile import Processor, Profile
-from gemcut.quantize.roles import role_of
+from gemcut.roles import role_of
 from gemcut.runtime.memory.ledger import fixed
 from gemcut.runtime.memory.tensors import Placed
 from gemcut.runtime.speed.throughput import (

@@ -10,7 +10,8 @@ from gemcut.api import validating
 from gemcut.demo.text import held_out_text
 from gemcut.errors import PlanError, TextError
 from gemcut.eval.compare import compare
-from gemcut.eval.texts import Text
+from gemcut.eval.scope import Means
+from gemcut.eval.texts.text import Text
 from gemcut.plan import Measured, Plan
 from gemcut.quantize.artefacts import Artefacts
 from gemcut.quantize.calibration import dealt
@@ -43,7 +44,7 @@ def test_the_loss_is_that_of_eval_on_a_part_that_nothing_else_read(q4_k_m, bf16,
 
     found = validate(bf16, q4_k_m, plan, [text])
 
-    kld = compare([q4_k_m], bf16, [own], 64, 4, threads=1).rows[1].summary.kld
+    kld = compare([q4_k_m], bf16, [own], 64, 4, means=Means(1)).rows[1].summary.kld
     assert kld
     assert (kld.value, kld.error) == (found.kld, found.se)
     assert (0.01, 4, "bf16") == (found.predicted, found.chunks, found.reference)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from gemcut.api.base import remove_base
     from gemcut.api.building import chain_folder, quantize_measured
     from gemcut.api.chain import Effort, Measurements, measure_chain
-    from gemcut.api.comparing import evaluate
+    from gemcut.api.comparing import Extras, evaluate
     from gemcut.api.cutting import (
         FLOAT_TYPES,
         Target,
@@ -36,10 +36,12 @@ if TYPE_CHECKING:
     from gemcut.api.planning import make_task, measured_of
     from gemcut.api.running import load, machine_for, open_run, prepare
     from gemcut.api.sources import families, inspect_source, open_source
+    from gemcut.api.sweeping import parse_levels, swept
     from gemcut.api.validating import record, validate
 
 __all__ = [
     "Effort",
+    "Extras",
     "FLOAT_TYPES",
     "Measurements",
     "Target",
@@ -64,6 +66,7 @@ __all__ = [
     "missing_importance",
     "open_run",
     "open_source",
+    "parse_levels",
     "planned_files",
     "planned_size",
     "prepare",
@@ -72,6 +75,7 @@ __all__ = [
     "quantize_model",
     "record",
     "remove_base",
+    "swept",
     "validate",
 ]
 
@@ -80,7 +84,7 @@ _HOMES = {
     "base": "remove_base",
     "building": "chain_folder quantize_measured",
     "chain": "Effort Measurements measure_chain",
-    "comparing": "evaluate",
+    "comparing": "Extras evaluate",
     "cutting": "FLOAT_TYPES Target convert_checkpoint differences load_importance make_plan "
     "planned_files planned_size quantize_model",
     "fetching": "local_gguf",
@@ -89,6 +93,7 @@ _HOMES = {
     "planning": "make_task measured_of",
     "running": "load machine_for open_run prepare",
     "sources": "families inspect_source open_source",
+    "sweeping": "parse_levels swept",
     "validating": "record validate",
 }
 

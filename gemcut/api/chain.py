@@ -16,7 +16,7 @@ from gemcut.api.planning import predicted_by
 from gemcut.convert.model import Model
 from gemcut.engine import ModelOptions, default_threads
 from gemcut.errors import PlanError, TextError, UsageError
-from gemcut.eval.texts import Text
+from gemcut.eval.texts.text import Text
 from gemcut.plan import Measured, Plan
 from gemcut.quantize.artefacts import Artefacts
 from gemcut.quantize.calibration import Use, dealt

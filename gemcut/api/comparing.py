@@ -1,25 +1,152 @@
-"""Finished files compared."""
+"""Finished files compared: what the cut cost, in quality, memory and speed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from gemcut.eval.compare import Comparison, compare
-from gemcut.eval.texts import Text
+from gemcut import llama
+from gemcut.api.measuring import calibration
+from gemcut.api.running import open_run
+from gemcut.engine import ModelOptions
+from gemcut.errors import GemcutError, UsageError
+from gemcut.eval.compare import columns_of, compare, compare_with_base
+from gemcut.eval.comparison import Anatomy, Comparison, Report
+from gemcut.eval.dissect import dissect
+from gemcut.eval.files import File, select
+from gemcut.eval.scope import Means, Scope
+from gemcut.eval.scoring.column import Column
+from gemcut.eval.scoring.fitting import placed
+from gemcut.eval.scoring.saving import save_kld
+from gemcut.eval.tasks.result import TaskResult
+from gemcut.eval.tasks.run import run_tasks
+from gemcut.eval.texts.diagnosis import Diagnosis, diagnose
+from gemcut.eval.texts.framing import OWN
+from gemcut.eval.texts.reading import read_texts
+from gemcut.eval.texts.text import Text
+from gemcut.runtime.placement.given import Given
+from gemcut.runtime.speed.trial import try_run
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is done beside comparing on texts.
+
+    tasks: files of tasks, of each at most task_limit items.
+    speed_at: the context that speed and memory are measured with; None: they are not.
+    save_kld: where the reference's logits are written for llama-perplexity.
+    """
+
+    tasks: tuple[str, ...] = ()
+    task_limit: int | None = None
+    speed_at: int | None = None
+    save_kld: Path | None = None
 
 
 def evaluate(
     files: Sequence[Path],
-    reference: Path | None,
-    texts: Sequence[Path],
-    n_ctx: int = 512,
+    reference: Path | None = None,
+    texts: Sequence[Path] = (),
+    contexts: Sequence[int] = (512,),
     chunks: int | None = None,
-    threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Comparison:
-    """Score files on texts, in lockstep; see `gemcut.eval.compare`.
+    scope: Scope | None = None,
+    means: Means | None = None,
+    extras: Extras | None = None,
+    base: Path | None = None,
+    command: Sequence[str] = (),
+) -> Report:
+    """Compare GGUF files, with a reference or among themselves.
+
+    Args:
+        texts: files, folders or .jsonl; none: the built-in text, or under `own` built-in prompts.
+        contexts: a comparison is made with chunks of each length.
+        chunks: at most so many of each text.
+        base: a file of llama-perplexity's in place of reference and texts.
+        command: that the report says to make it again by.
 
     Raises:
-        UsageError, TextError, GGUFError, EngineError: see `compare`.
+        UsageError, TextError, GGUFError, EngineError: see `gemcut.eval.compare`; or a task cannot
+            be read.
+        OutputError: there is no room for the reference's logits.
     """
-    read = [Text.read(path) for path in texts]
-    return compare(files, reference, read, n_ctx, chunks, threads, progress)
+    scope, means, extras = scope or Scope(), means or Means(), extras or Extras()
+    if base:
+        if reference or texts or extras.save_kld:
+            raise UsageError("a .kld base has its own text and reference: name no others")
+        comparisons, diagnosis = [compare_with_base(files, base, chunks, scope, means)], None
+        chosen = select(files, None)
+    else:
+        chosen = select(files, reference)
+        read, scope = _read(texts, chosen[0], scope)
+        diagnosis = _diagnosed(chosen[0], read, scope, means)
+        comparisons = [
+            compare(files, reference, read, n_ctx, chunks, scope, means) for n_ctx in contexts
+        ]
+    if extras.save_kld:
+        _save(chosen[0], comparisons[0], extras.save_kld, means)
+    anatomies, notes = zip(*(_dissected(file, extras, means) for file in chosen), strict=True)
+    return Report(
+        tuple(comparisons),
+        anatomies,
+        _tasks(chosen, reference is not None, extras, means),
+        diagnosis,
+        tuple(command),
+        tuple(filter(None, notes)),
+    )
+
+
+def _read(texts: Sequence[Path], file: File, scope: Scope) -> tuple[list[Text], Scope]:
+    """The texts, or what is built in; its conversations are framed in the file's own tokens."""
+    if texts or scope.framing == OWN:
+        return read_texts(texts) if texts else [], scope
+    return [_built_in(file)], replace(scope, parse_special=True)
+
+
+def _diagnosed(file: File, texts: Sequence[Text], scope: Scope, means: Means) -> Diagnosis | None:
+    """Whether the framing makes sense, told before hours are spent; its own answers always do."""
+    if scope.framing == OWN:
+        return None
+    options, special = placed([Column(file)]).get(file.path), scope.parse_special
+    found = diagnose(file.path, texts, scope.framing, options, means.threads, special)
+    if found.meaningless:
+        means.tell(found.advice)
+    return found
+
+
+def _save(file: File, comparison: Comparison, path: Path, means: Means) -> None:
+    column = Column(file)
+    options = placed([column], comparison.protocol.n_ctx).get(file.path, ModelOptions())
+    told = partial(means.progress, "saving logits")
+    save_kld(path, column, comparison.chunks, options, means.threads, told, means.tell)
+
+
+def _built_in(file: File) -> Text:
+    with llama.Model.load(file.path, ModelOptions(vocab_only=True)) as vocabulary:
+        return calibration(vocabulary, "validation")
+
+
+def _dissected(file: File, extras: Extras, means: Means) -> tuple[Anatomy, str]:
+    """What a file is, and how fast it runs here if that is asked for; or a note why not."""
+    found = dissect(file.path, file.name)
+    if extras.speed_at is None:
+        return found, ""
+    given = Given(n_ctx=extras.speed_at, threads=means.threads)
+    try:
+        with open_run(file.path, given, tell=means.tell) as loaded:
+            forecast = replace(loaded.recorder.forecast, probe=partial(llama.probe, file.path))
+            trial = try_run(loaded, forecast, tell=partial(means.progress, f"timing {file.name}"))
+    except GemcutError as error:
+        return found, f"{file.name}: its speed is not known: {error}"
+    memory = {place: round(actual) for place, (_, actual) in trial.memory.items()}
+    return replace(found, speed=trial.rows[0].measured, memory=memory), ""
+
+
+def _tasks(
+    files: Sequence[File], has_reference: bool, extras: Extras, means: Means
+) -> tuple[TaskResult, ...]:
+    if not extras.tasks:
+        return ()
+    columns = columns_of(files, has_reference, Scope())
+    told = partial(means.progress, "answering tasks")
+    limit, threads = extras.task_limit, means.threads
+    return run_tasks(extras.tasks, columns, placed(columns), None, limit, threads, told)

@@ -11,7 +11,8 @@ from gemcut import llama
 from gemcut.convert.gguf_source import open_gguf
 from gemcut.convert.model import Model, Reading
 from gemcut.engine import ModelOptions, default_threads
-from gemcut.eval.texts import Text, cut
+from gemcut.eval.texts.chunks import cut
+from gemcut.eval.texts.text import Text
 from gemcut.outputs import check_outputs
 from gemcut.quantize.calibration import NAME as CALIBRATION
 from gemcut.quantize.calibration import Use, calibration_text

@@ -19,7 +19,7 @@ from gemcut.gguf_file import TensorInfo
 from gemcut.gguf_parts import GGUFParts
 from gemcut.inspection import Inspection, Origin, inspect
 from gemcut.lattice import lattice_by_role
-from gemcut.quantize.roles import role_of
+from gemcut.roles import role_of
 
 
 def open_source(

@@ -4,6 +4,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from gemcut import llama
@@ -13,8 +14,10 @@ from gemcut.api.cutting import Target, make_plan, planned_size, quantize_model
 from gemcut.api.measuring import calibration
 from gemcut.convert.model import Model
 from gemcut.engine import ModelOptions
+from gemcut.errors import EngineError
 from gemcut.eval.compare import compare
-from gemcut.eval.texts import Text
+from gemcut.eval.scope import Means, Scope
+from gemcut.eval.texts.text import Text
 from gemcut.plan import Measured, Plan
 from gemcut.quantize.artefacts import Artefacts
 from gemcut.quantize.identity import text_digest
@@ -60,10 +63,14 @@ def validate(
         with llama.Model.load(output, ModelOptions(vocab_only=True)) as vocabulary:
             read = [calibration(vocabulary, "validation")]
     with _reference(model, output, folder, threads, tell) as (reference, kind):
-        found = compare(
-            [output], reference, read, n_ctx, chunks, threads, progress, parse_special=not texts
-        )
-    kld = found.rows[-1].summary.kld
+        scope, means = Scope(parse_special=not texts), Means(threads)
+        if progress:
+            means = replace(means, progress=lambda what, done, total: progress(done, total))
+        found = compare([output], reference, read, n_ctx, chunks, scope, means)
+    row = found.rows[-1]
+    if row.summary is None:
+        raise EngineError(f"{output}: cannot be scored: {row.failure}")
+    kld = row.summary.kld
     assert kld is not None, "there is a reference"
     return Measured(
         kld.value,

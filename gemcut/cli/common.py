@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -22,7 +22,6 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
 
 from gemcut.errors import UsageError, printable
 from gemcut.sizes import format_size, parse_context, parse_size
@@ -178,8 +177,8 @@ def written(files: Mapping[Path, int], dry_run: bool) -> str:
     return f"{first} and {len(others)} more {verb} {format_size(sum(files.values()))}"
 
 
-def print_table(table: Table) -> None:
-    """A table on stdout, as wide as it needs when nobody looks at it on a terminal."""
+def print_table(table: RenderableType) -> None:
+    """A table, or several, on stdout, as wide as it needs when nobody looks at it on a terminal."""
     width = None if sys.stdout.isatty() else 200
     Console(markup=False, emoji=False, highlight=False, width=width).print(table)
 

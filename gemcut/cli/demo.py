@@ -28,13 +28,14 @@ class _Teller:
 def command(folder: Path, threads: int | None, as_json: bool) -> None:
     """Walk the whole way on an embedded model: convert, cut, run, compare. Offline."""
     from gemcut.demo.walk import walk
-    from gemcut.eval.table import table, to_dict
+    from gemcut.eval.report.record import to_dict
+    from gemcut.eval.report.table import show
 
     result = walk(folder, _Teller(), threads)
     if as_json:
-        print_json(to_dict(result.comparison, result.speeds) | {"sample": result.sample})
+        print_json(to_dict(result.report) | {"sample": result.sample})
         return
-    print_table(table(result.comparison, result.speeds))
+    print_table(show(result.report))
     click.echo(f"\n{result.cut.name} was asked: {result.question}\n{result.sample}\n")
     click.echo(f"The files are in {folder}. Next:")
     for line in result.next_steps:

@@ -197,7 +197,7 @@ def tables(outcome: "Outcome", task: "Task") -> Sequence[Table]:
 
 def types_by_role(plan: "Plan") -> list[str]:
     """Types per role, then every tensor that did not get the type it was meant to have."""
-    from gemcut.quantize.roles import role_of
+    from gemcut.roles import role_of
 
     roles: dict[str, Counter[str]] = {}
     for name, entry in plan.tensors.items():

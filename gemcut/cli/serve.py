@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,12 @@ _placement: Callable[[Callable[..., Any]], Callable[..., Any]] = placement_optio
     show_default=True,
     help="seconds that answers have to end when the server is told to",
 )
+@click.option(
+    "--outputs",
+    type=click.IntRange(1),
+    help="tokens of a prompt whose probabilities are computed at once, for echo with logprobs; "
+    "each takes a row of the vocabulary in memory (default: one a sequence)",
+)
 @click.option("--think/--no-think", default=None, help="where a request says nothing")
 @click.option("--no-page", is_flag=True, help="no page to chat on at /")
 @hub_options
@@ -69,6 +76,7 @@ def command(
     keys = tuple(keys_of(options["api_key"], options["api_key_file"]))
     with ExitStack() as stack:
         bound = stack.enter_context(bind(options["host"], options["port"], bool(keys)))
+        wanted = with_outputs(wanted, options["outputs"])
         service = _service(local_gguf(model, revision, offline), wanted, options, stack)
         app = make_app(service, Access(keys, options["cors"], page=not options["no_page"]))
         say(f"{service.name} answers at {url(bound)}; Ctrl-C ends it")
@@ -87,6 +95,14 @@ def keys_of(key: str | None, file: Path | None) -> Iterator[str]:
         if not (each.strip() and each.isascii() and each.isprintable()):
             raise UsageError("an API key is empty or has characters beyond printable ASCII")
         yield each.strip()
+
+
+def with_outputs(wanted: Wanted, outputs: int | None) -> Wanted:
+    """With so many, but no fewer than there are sequences."""
+    if outputs is None:
+        return wanted
+    given = replace(wanted.given, n_outputs=max(outputs, wanted.given.n_seq))
+    return replace(wanted, given=given)
 
 
 def _service(path: Path, wanted: Wanted, options: dict[str, Any], stack: ExitStack) -> "Service":

@@ -7,7 +7,7 @@ on text that it has not seen: held-out modules of this Python's standard library
 import shlex
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Protocol
@@ -16,13 +16,17 @@ from gemcut import api
 from gemcut.convert.model import Model
 from gemcut.demo.text import held_out_text
 from gemcut.errors import OutputError
-from gemcut.eval.compare import Comparison, compare
-from gemcut.eval.texts import Text
-from gemcut.runtime.speed.measured import MeasuredSpeed, speed
+from gemcut.eval.compare import compare
+from gemcut.eval.comparison import Report
+from gemcut.eval.dissect import dissect
+from gemcut.eval.scope import Means, Scope
+from gemcut.eval.texts.text import Text
+from gemcut.runtime.speed.measured import speed
 from gemcut.sizes import format_size
 
 BUDGET = 4_750_000  # bytes; less than the stock mixture's file
 CHUNKS = 40  # of 512 tokens
+_FLOOR, _ROUTED = 8, 4  # of them, for the noise floor and for routing
 QUESTION = "What does the function dedent do?"
 _ANSWER_TOKENS = 60
 
@@ -54,8 +58,7 @@ class Walk:
 
     folder: Path
     cut: Path  # the budgeted file
-    comparison: Comparison
-    speeds: Mapping[str, MeasuredSpeed]
+    report: Report
     question: str
     sample: str
 
@@ -93,16 +96,18 @@ def walk(folder: Path, teller: Teller, threads: int | None = None, chunks: int =
     text = Text.of("held-out standard library", held_out_text())
     paths = [folder / name for name in TARGETS if name != REFERENCE]
     with teller.steps("scoring all files on held-out text") as progress:
-        comparison = compare(
-            paths, folder / REFERENCE, [text], chunks=chunks, threads=threads, progress=progress
-        )
-    speeds = {}
+        means = Means(threads, progress=lambda what, done, total: progress(done, total))
+        scope = Scope(floor=_FLOOR, routed=_ROUTED)
+        comparison = compare(paths, folder / REFERENCE, [text], 512, chunks, scope, means)
+    files = []
     with teller.steps("measuring speed") as progress:
         for done, name in enumerate(TARGETS, 1):
-            speeds[name] = speed(folder / name, n_generate=32, threads=threads)
+            measured = speed(folder / name, n_generate=32, threads=threads)
+            files.append(replace(dissect(folder / name, name), speed=measured))
             progress(done, len(TARGETS))
     sample = _answer(folder / CUT, threads)
-    return Walk(folder, folder / CUT, comparison, speeds, QUESTION, sample)
+    report = Report((comparison,), tuple(files))
+    return Walk(folder, folder / CUT, report, QUESTION, sample)
 
 
 def _unpack(folder: Path) -> None:

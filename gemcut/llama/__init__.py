@@ -11,6 +11,7 @@ Nothing here plans, scores or chats.
     devices     backends, devices, memory; RPC
     tensor      a tensor at work: read, replace
     backend     a device that computes, and memory on it
+    head        from the last hidden states to logits, apart from a context
     matmul      products of matrices and vectors, timed
     params      options as llama.cpp's parameters
     model       a loaded file: numbers, vocabulary

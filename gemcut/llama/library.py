@@ -15,7 +15,7 @@ from gemcut.engine import INSTALL, PINNED
 from gemcut.errors import EngineError
 
 _pointer, _size, _text = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p
-_int, _long = ctypes.c_int, ctypes.c_int64
+_int, _long, _float = ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
 
 class Room(ctypes.Structure):
@@ -41,6 +41,7 @@ _GGML: dict[str, tuple[str, Any, list[Any]]] = {
     "ggml_backend_dev_type": ("ggml-base", ctypes.c_int, [_pointer]),
     "ggml_backend_dev_memory": ("ggml-base", None, [_pointer, _pointer, _pointer]),
     "ggml_backend_dev_buffer_type": ("ggml-base", _pointer, [_pointer]),
+    "ggml_backend_cpu_buffer_from_ptr": ("ggml-base", _pointer, [_pointer, _size]),
     "ggml_backend_cpu_buffer_type": ("ggml-base", _pointer, []),
     "ggml_backend_buffer_name": ("ggml-base", _text, [_pointer]),
     "ggml_backend_tensor_get": ("ggml-base", None, [_pointer, _pointer, _size, _size]),
@@ -70,8 +71,13 @@ _GGML: dict[str, tuple[str, Any, list[Any]]] = {
     "ggml_new_graph_custom": ("ggml-base", _pointer, [_pointer, _size, ctypes.c_bool]),
     "ggml_build_forward_expand": ("ggml-base", None, [_pointer, _pointer]),
     "ggml_add": ("ggml-base", _pointer, [_pointer] * 3),
+    "ggml_add_inplace": ("ggml-base", _pointer, [_pointer] * 3),
+    "ggml_mul_inplace": ("ggml-base", _pointer, [_pointer] * 3),
+    "ggml_tanh_inplace": ("ggml-base", _pointer, [_pointer] * 2),
+    "ggml_scale_bias_inplace": ("ggml-base", _pointer, [_pointer] * 2 + [_float] * 2),
     "ggml_mul_mat": ("ggml-base", _pointer, [_pointer] * 3),
     "ggml_mul_mat_id": ("ggml-base", _pointer, [_pointer] * 4),
+    "ggml_get_data": ("ggml-base", _pointer, [_pointer]),
     "ggml_nbytes": ("ggml-base", _size, [_pointer]),
     "ggml_get_name": ("ggml-base", _pointer, [_pointer]),
     "ggml_op_desc": ("ggml-base", _text, [_pointer]),

@@ -108,6 +108,12 @@ class Model(Owner):
         return int(self._c.llama_model_n_swa(self.handle))
 
     @property
+    def recurrent(self) -> bool:
+        """Whether some layer keeps a state for each sequence, of which there is no way back."""
+        c = self._c
+        return bool(c.llama_model_is_recurrent(self.handle) or c.llama_model_is_hybrid(self.handle))
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of all tensors."""
         return int(self._c.llama_model_size(self.handle))

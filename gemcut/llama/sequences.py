@@ -79,8 +79,7 @@ class Sequences(Owner):
         c, cache, held = self._c, self._cache, self.held(seq)
         if keep < 0 or drop < 1 or keep + drop > held:
             raise EngineError(f"cannot drop {drop} tokens after {keep}: {held} are held")
-        recurrent = c.llama_model_is_recurrent(self.model.handle)
-        if recurrent or c.llama_model_is_hybrid(self.model.handle):
+        if self.model.recurrent:
             raise EngineError("a recurrent state cannot forget what is in its middle: read anew")
         if not c.llama_memory_can_shift(cache):
             raise EngineError("this model's cache cannot shift: read anew, or use swa_full")
@@ -92,14 +91,29 @@ class Sequences(Owner):
         self._shifted = True
         return self.held(seq)
 
+    def share(self, seq: int, others: Sequence[int]) -> None:
+        """Let other sequences go on from what this one holds; what they held is dropped.
+
+        The cells are shared, not copied, so that a common beginning is computed and kept once.
+
+        Raises:
+            EngineError: no such sequence, or the sequences' cells are apart: see `kv_unified`.
+        """
+        for each in (seq, *others):
+            self._check_seq(each)
+        if not self.options.kv_unified:
+            raise EngineError("sequences share cells in a unified cache alone: use kv_unified")
+        for each in others:
+            if each != seq:
+                self._drop(each)
+                self._c.llama_memory_seq_cp(self._cache, seq, each, -1, -1)
+
     # --- checkpoints ---
 
     @property
     def goes_back(self) -> bool:
         """Whether `forget` reaches every position; otherwise checkpoints help."""
-        model = self.model.handle
-        recurrent = self._c.llama_model_is_recurrent(model) or self._c.llama_model_is_hybrid(model)
-        return not (recurrent or self._windowed)
+        return not (self.model.recurrent or self._windowed)
 
     def checkpoint(self, seq: int) -> Checkpoint:
         """Remember the present position, to `rewind` to it: n_swa cells of the windows in memory.

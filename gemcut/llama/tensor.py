@@ -74,6 +74,11 @@ class Tensor:
         return str(function("ggml_op_desc")(self._address).decode())
 
     @property
+    def parameters(self) -> NDArray[np.int32]:
+        """What its operation was told besides its sources: 16 words, floats among them as bits."""
+        return np.array(self._struct.op_params, np.int32)
+
+    @property
     def type_id(self) -> int:
         """The number of its ggml type."""
         return int(self._struct.type)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemcut.engine import Sampling
+from gemcut.errors import ContextFull, EngineError
 from gemcut.runtime.chat.timing import Timing
-from gemcut.score import log_softmax
 
 Finish = Literal["stop", "length", "cancelled", "error"]
 
@@ -20,11 +20,34 @@ class Job:
 
     tokens: tuple[int, ...]
     sampling: Sampling = field(default_factory=Sampling)
-    max_tokens: int | None = None  # None: as many as the context has room for
+    max_tokens: int | None = None  # None: as many as the context has room for; 0: with echo alone
     logprobs: int = 0  # so many alternatives are told with each token; 0: no log-probabilities
+    # The prompt's own tokens are told with theirs (`Read`), and so is the one that ends the answer.
+    # Nothing is reused.
+    echo: bool = False
     # Begin with what a slot holds already. A cache filled by batches of other shapes differs in the
     # last bits, so that an answer depends on what was read before by as much as rounding does.
     reuse: bool = True
+
+    def limit(self, n_ctx: int, n_vocab: int) -> int:
+        """How many tokens prompt and answer may have, in a sequence of so many.
+
+        Raises:
+            ContextFull: the prompt is empty, or leaves no room for an answer.
+            EngineError: it is not of the vocabulary, or no answer is wanted.
+        """
+        if not self.tokens or len(self.tokens) >= n_ctx:
+            raise ContextFull(
+                f"the prompt has {len(self.tokens)} tokens, the context {n_ctx}, an answer needs 1 "
+                "at least: start a new conversation or use a larger context"
+            )
+        if min(self.tokens) < 0 or max(self.tokens) >= n_vocab:
+            raise EngineError(f"the prompt has a token outside the vocabulary, 0 to {n_vocab - 1}")
+        if self.max_tokens is None:
+            return n_ctx
+        if self.max_tokens < (0 if self.echo else 1):
+            raise EngineError(f"max_tokens is {self.max_tokens}, wanted 1 or more")
+        return min(n_ctx, len(self.tokens) + self.max_tokens)
 
 
 @dataclass(frozen=True)
@@ -38,6 +61,16 @@ class Drawn:
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Read:
+    """The prompt, once it is read, of a job that asked for its echo.
+
+    tokens: each with its log-probability given those before it; the first has none.
+    """
+
+    tokens: tuple[Drawn, ...]
 
 
 @dataclass(frozen=True)
@@ -56,7 +89,8 @@ class Ended:
 
 
 # Called in the scheduler's thread: it must not block.
-Deliver = Callable[[Drawn | Ended], None]
+News = Drawn | Read | Ended
+Deliver = Callable[[News], None]
 
 
 @dataclass(frozen=True)
@@ -83,8 +117,16 @@ def drawn(token: int, logits: NDArray[np.float32], logprobs: int) -> Drawn:
     """
     if logprobs < 1:
         return Drawn(token)
-    likely = log_softmax(logits)
-    count = min(logprobs, likely.size)
-    best = np.argpartition(likely, -count)[-count:]
-    best = best[np.argsort(-likely[best], kind="stable")]
-    return Drawn(token, float(likely[token]), tuple((int(i), float(likely[i])) for i in best))
+    peak = logits.max()
+    total = float(peak) + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
+    best = [int(each) for each in _best(logits, min(logprobs, logits.size))]
+    top = tuple((each, float(logits[each]) - total) for each in best)
+    return Drawn(token, float(logits[token]) - total, top)
+
+
+def _best(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """The tokens of the highest logits, the best first."""
+    if count == 1:
+        return np.array([logits.argmax()])
+    best = np.argpartition(logits, -count)[-count:]
+    return best[np.argsort(-logits[best], kind="stable")]

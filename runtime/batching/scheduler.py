@@ -9,6 +9,9 @@ With a unified cache the slots share its cells: one may take the whole context, 
 slots and lengths is computed at once, while separate streams are computed together only where they
 are neighbours and in equal lengths. So a context for several jobs should be unified. Where the
 cells run out, what ended jobs left is dropped first; then the job that came last waits again.
+
+A prompt that is echoed needs logits for all its tokens. The context has few outputs, one a slot at
+least: such prompts are read in pieces of what the other slots leave of them.
 """
 
 from collections import Counter, deque
@@ -20,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemcut.closing import Closing
-from gemcut.errors import ContextFull, EngineError, GemcutError, QueueFull
+from gemcut.errors import EngineError, GemcutError, QueueFull
 from gemcut.llama import Context, Sampler
-from gemcut.runtime.batching.jobs import Deliver, Drawn, Ended, Finish, Job, Stats, drawn
-from gemcut.runtime.batching.slots import Shares, Slot, Work
+from gemcut.runtime.batching.jobs import Deliver, Ended, Finish, Job, News, Stats, drawn
+from gemcut.runtime.batching.slots import Shares, Slot, Work, within
 
 
 class Ticket:
@@ -71,7 +74,7 @@ class Scheduler(Closing):
             ContextFull: the prompt is empty, or leaves no room for an answer.
             EngineError: it is not of the vocabulary, or the scheduler is closed.
         """
-        limit = self._limit(job)
+        limit = job.limit(self._context.n_ctx_seq, self._context.n_vocab)
         self._check_open()  # before a grammar is parsed in vain
         work = Work(job, deliver, Sampler(self._context.model, job.sampling), limit)
         try:
@@ -108,22 +111,6 @@ class Scheduler(Closing):
             self._changed.notify()
         if self._thread is not current_thread():
             self._thread.join()
-
-    def _limit(self, job: Job) -> int:
-        """How many tokens prompt and answer may have."""
-        tokens, n_ctx, n_vocab = job.tokens, self._context.n_ctx_seq, self._context.n_vocab
-        if not tokens or len(tokens) >= n_ctx:
-            raise ContextFull(
-                f"the prompt has {len(tokens)} tokens, the context {n_ctx}, an answer needs 1 at "
-                "least: start a new conversation or use a larger context"
-            )
-        if min(tokens) < 0 or max(tokens) >= n_vocab:
-            raise EngineError(f"the prompt has a token outside the vocabulary, 0 to {n_vocab - 1}")
-        if job.max_tokens is None:
-            return n_ctx
-        if job.max_tokens < 1:
-            raise EngineError(f"max_tokens is {job.max_tokens}, wanted 1 or more")
-        return min(n_ctx, len(tokens) + job.max_tokens)
 
     def _check_open(self) -> None:
         if self._closing:
@@ -206,7 +193,8 @@ class Scheduler(Closing):
         for slot in busy:
             if slot.work and len(busy) > 1:
                 slot.work.alone = False
-        counts = self._make_room(self._shares.counts(busy))
+        shares = within(self._shares.counts(busy), self._context.n_outputs_max)
+        counts = self._make_room(shares)
         for slot in counts:
             slot.mark_before(self._shares.ubatch)
         self._compute(counts, begun)
@@ -251,15 +239,26 @@ class Scheduler(Closing):
             work, count = slot.work, counts[slot]
             assert work is not None
             whole, writing = slot.pending == count, slot.pending == 1 and work.drawn > 0
+            last = row + slot.outputs(count) - whole
+            slot.hear(count, self._context.logits[row:last])
             slot.read += work.tokens[len(slot.read) : len(slot.read) + count]
-            token: int | GemcutError | None = self._sampled(work, row) if whole else None
-            row += whole
+            token = self._sampled(work, last) if whole and work.more else None
+            row = last + whole
             work.count(count, writing, perf_counter() - begun)
             self._totals["read"] += 0 if writing else count
-            if isinstance(token, GemcutError):
-                self._end(slot, "error", str(token))
-            elif token is not None:
-                self._take(slot, work, token, self._context.logits[row - 1])
+            if whole:
+                self._tell_next(slot, work, token, last)
+
+    def _tell_next(self, slot: Slot, work: Work, token: int | GemcutError | None, row: int) -> None:
+        """Tell what comes after all that was read: the echo, if it is wanted, and a token."""
+        if work.job.echo and not work.drawn:
+            self._tell(work, work.echo())
+        if isinstance(token, GemcutError):
+            self._end(slot, "error", str(token))
+        elif token is None:
+            self._end(slot, "length")
+        else:
+            self._take(slot, work, token, self._context.logits[row])
 
     def _sampled(self, work: Work, row: int) -> int | GemcutError:
         try:
@@ -269,13 +268,15 @@ class Scheduler(Closing):
 
     def _take(self, slot: Slot, work: Work, token: int, row: NDArray[np.float32]) -> None:
         """Deliver a token, and end what it ends."""
-        if self._context.model.is_end(token):
+        ends = self._context.model.is_end(token)
+        if not ends or work.job.echo:  # whoever counts an echo's tokens counts on a last one
+            self._tell(work, drawn(token, row, work.job.logprobs))
+        if ends:
             self._end(slot, "stop")
             return
         work.tokens.append(token)
         self._totals["drawn"] += 1
-        self._tell(work, drawn(token, row, work.job.logprobs))
-        if len(work.tokens) >= work.limit:
+        if not work.more:
             self._end(slot, "length")
 
     def _end(self, slot: Slot, finish: Finish, error: str | None = None) -> None:
@@ -287,7 +288,7 @@ class Scheduler(Closing):
         self._ended += 1
         self._tell(work, Ended(finish, work.timing, error, work.alone))
 
-    def _tell(self, work: Work, news: Drawn | Ended) -> None:
+    def _tell(self, work: Work, news: News) -> None:
         try:
             work.deliver(news)
         except Exception:  # nobody listens any more

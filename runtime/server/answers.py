@@ -10,7 +10,7 @@ from itertools import accumulate
 
 from gemcut.errors import QueueFull
 from gemcut.llama import Model
-from gemcut.runtime.batching.jobs import Drawn, Ended
+from gemcut.runtime.batching.jobs import Drawn, Ended, News, Read
 from gemcut.runtime.batching.scheduler import Scheduler, Ticket
 from gemcut.runtime.chat.timing import Timing
 from gemcut.runtime.language.pieces import Piece, Splitter
@@ -52,11 +52,22 @@ class Choice:
         self._drawn: list[Drawn] = []  # their text is still held back
         self._calls = 0
 
+    def begin(self) -> Iterator[Part]:
+        """The prompt, where it is to be echoed and nothing is to be told of it."""
+        if self.asked.echo and self.asked.told is None:
+            yield Part(self.asked.echo)
+
+    def hear(self, read: Read) -> Iterator[Part]:
+        """The prompt with its probabilities."""
+        yield Part(self.asked.echo, drawn=tuple(map(self._shown, read.tokens[self.asked.told :])))
+
     def take(self, drawn: Drawn) -> Iterator[Part]:
         """What a token completes."""
         self.tokens += 1
-        if self.asked.logprobs is not None:
-            self._drawn.append(replace(drawn, top=drawn.top[: self.asked.logprobs]))
+        if self.asked.told is not None:
+            yield Part(drawn=(self._shown(drawn),))  # each of them, whether it has a text or none
+        elif self.asked.logprobs is not None:
+            self._drawn.append(self._shown(drawn))
         yield from self._parts(self._splitter.take(drawn.token))
         self.stopped = self.stopped or self._splitter.stopped is not None
 
@@ -86,6 +97,10 @@ class Choice:
             else:
                 drawn = self._written(piece.text)
                 yield Part(piece.text, piece.thought, drawn=() if piece.thought else drawn)
+
+    def _shown(self, drawn: Drawn) -> Drawn:
+        """With as many alternatives as are wanted."""
+        return replace(drawn, top=drawn.top[: self.asked.logprobs])
 
     def _written(self, text: str) -> tuple[Drawn, ...]:
         """The tokens a text was written with: not the marks before it, nor what is held back."""
@@ -124,7 +139,7 @@ class Answers:
         record: Callable[[Timing], None] | None = None,
     ) -> None:
         self.choices = [Choice(model, one) for one in asked]
-        self._events: asyncio.Queue[tuple[int, Drawn | Ended]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, News]] = asyncio.Queue()
         self._metrics, self._record, self._begun = metrics, record, time.monotonic()
         self._failure: Failure | None = None
         self._tickets: list[Ticket] = []
@@ -159,6 +174,9 @@ class Answers:
         Raises:
             Failure: the answers do not come to a good end.
         """
+        for number, choice in enumerate(self.choices):
+            for part in choice.begin():
+                yield number, part
         left = len(self.choices)
         while left:
             try:
@@ -171,19 +189,21 @@ class Answers:
             for part in self._take(number, event):
                 yield number, part
 
-    def _arrived(self, number: int, event: Drawn | Ended) -> None:
+    def _arrived(self, number: int, event: News) -> None:
         if isinstance(event, Ended):  # counted even if nobody reads it any more
             self._metrics.whole.observe(time.monotonic() - self._begun)
             if self._record and event.alone:
                 self._record(event.timing)
         self._events.put_nowait((number, event))
 
-    def _take(self, number: int, event: Drawn | Ended) -> Iterator[Part]:
+    def _take(self, number: int, event: News) -> Iterator[Part]:
         choice = self.choices[number]
         if isinstance(event, Ended):
             if self._failure:
                 raise self._failure
             yield from choice.end(event)
+        elif isinstance(event, Read):
+            yield from choice.hear(event)
         elif not choice.stopped:
             if not choice.tokens:
                 self._metrics.first_token.observe(time.monotonic() - self._begun)
@@ -207,9 +227,9 @@ class Answers:
 
 def _deliver(
     loop: asyncio.AbstractEventLoop,
-    arrived: Callable[[int, Drawn | Ended], None],
+    arrived: Callable[[int, News], None],
     number: int,
-    event: Drawn | Ended,
+    event: News,
 ) -> None:
     """Hand an event over, in the scheduler's thread."""
     with suppress(RuntimeError):  # the loop is closed: nobody waits any more

@@ -4,16 +4,18 @@ POST /v1/chat/completions   a conversation answered; streamed with `"stream": tr
 POST /v1/completions        texts continued as they are
 POST /v1/embeddings         texts as vectors, where the model is made for that
 GET  /v1/models             the one model there is; /v1/models/NAME
-POST /tokenize, /detokenize
+POST /tokenize              texts as tokens, /detokenize: back; vLLM's fields are known, too
+GET  /tokenizer_info        the template, and the tokens that begin and end a text, as vLLM has it
 GET  /health, /metrics      for those who watch; metrics in Prometheus' format
 GET  /                      a page to chat on
 
 `model` in a request may be any name: there is one model. What the model's file recommends holds
-where a request says nothing; otherwise llama.cpp's defaults. Thoughts are asked for with
-`reasoning_effort` (none and minimal: no thoughts) or `chat_template_kwargs: {"enable_thinking":
-true}` and come as `reasoning_content`. `response_format`, `grammar` (GBNF, llama-server's field)
-and a forced `tool_choice` shape what comes after the thoughts. Errors have OpenAI's shape; 503
-comes with `Retry-After`.
+where a request says nothing; otherwise llama.cpp's defaults. `echo` with `logprobs` tells the
+prompt's own probabilities, read in pieces of what outputs the context has. Thoughts are asked for
+with `reasoning_effort` (none and minimal: no thoughts) or `chat_template_kwargs:
+{"enable_thinking": true}` and come as `reasoning_content`. `response_format`, `grammar` (GBNF,
+llama-server's field) and a forced `tool_choice` shape what comes after the thoughts. Errors have
+OpenAI's shape; 503 comes with `Retry-After`.
 """
 
 import asyncio
@@ -143,7 +145,11 @@ def _texts(app: FastAPI, service: Service) -> None:
     async def detokenize(request: Request) -> Response:
         body = DetokenizeRequest.read(await request.body())
         text = await asyncio.to_thread(asking.text_of, model, body.tokens, "tokens")
-        return JSONResponse({"content": text})
+        return JSONResponse({"content": text, "prompt": text})
+
+    @app.get("/tokenizer_info")
+    async def tokenizer_info() -> Response:
+        return JSONResponse(service.tokenizer())
 
 
 def _about(app: FastAPI, service: Service) -> None:

@@ -32,6 +32,7 @@ _SAMPLING = (
 )
 # Of a template's variables, what only we may set.
 _OURS = frozenset("self messages tools think generate enable_thinking thinking".split())
+_MOST_TOLD = 1 << 17  # probabilities of prompts in one request: some 100 bytes each, and its JSON
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,14 @@ class Asked:
     one_call: bool = False  # and the first one ends the answer
     logprobs: int | None = None  # how many alternatives are shown; None: no probabilities at all
     echo: str = ""  # what the answer starts with
+    told: int | None = None  # the prompt's tokens from here on are told with their probabilities
     reuse: bool = True  # what was read before need not be read again
 
     def job(self) -> Job:
         """What the scheduler is given."""
         logprobs = 0 if self.logprobs is None else max(1, self.logprobs)
-        return Job(self.tokens, self.sampling, self.max_tokens, logprobs, self.reuse)
+        echo = self.told is not None
+        return Job(self.tokens, self.sampling, self.max_tokens, logprobs, echo, self.reuse)
 
 
 def chat(body: ChatRequest, voice: Voice) -> list[Asked]:
@@ -108,13 +111,12 @@ def completion(body: CompletionRequest, voice: Voice) -> list[Asked]:
         raise Failure(400, "suffix: filling in the middle is not offered", param="suffix")
     if body.best_of not in (None, 1, body.n):
         raise Failure(400, "best_of: answers are not ranked, ask for n", param="best_of")
-    if body.echo and body.logprobs is not None:
-        message = "echo: a prompt's own probabilities are not computed, leave echo or logprobs out"
-        raise Failure(400, message, param="echo")
     prompts = body.prompts()
     if len(prompts) * (body.n or 1) > 16:
         raise Failure(400, "n: more than 16 answers in one request", param="n")
-    return [one for prompt in prompts for one in _continued(body, voice, prompt)]
+    asked = [one for prompt in prompts for one in _continued(body, voice, prompt)]
+    _check_told(asked)
+    return asked
 
 
 def text_tokens(model: Model, given: str | Sequence[int], name: str) -> list[int]:
@@ -141,13 +143,16 @@ def check_tokens(model: Model, tokens: Iterable[int], name: str) -> None:
 
 def _continued(body: CompletionRequest, voice: Voice, prompt: str | list[int]) -> list[Asked]:
     tokens = _fitting(text_tokens(voice.model, prompt, "prompt"), voice)
+    tells = body.echo and body.logprobs is not None
+    most = _first(body.max_tokens, 16)  # OpenAI's
     asked = Asked(
         tokens,
         _sampling(body, voice, body.grammar),
-        _limit(_first(body.max_tokens, 16), voice.n_ctx - len(tokens)),  # 16 is OpenAI's
+        0 if tells and most == 0 else _limit(most, voice.n_ctx - len(tokens)),
         body.stops(),
         logprobs=body.logprobs,
         echo=_echo(voice.model, prompt) if body.echo else "",
+        told=_first_of(voice.model, prompt, tokens) if tells else None,
         reuse=body.cache_prompt is not False,
     )
     return _several(asked, body.n or 1)
@@ -155,6 +160,23 @@ def _continued(body: CompletionRequest, voice: Voice, prompt: str | list[int]) -
 
 def _echo(model: Model, prompt: str | list[int]) -> str:
     return prompt if isinstance(prompt, str) else text_of(model, prompt, "prompt")
+
+
+def _first_of(model: Model, prompt: str | list[int], tokens: Sequence[int]) -> int:
+    """Where a client's prompt begins: a BOS that it has not written is not its own."""
+    return int(isinstance(prompt, str) and model.add_bos and tokens[0] == model.bos)
+
+
+def _check_told(asked: Sequence[Asked]) -> None:
+    """Raise Failure (400) for more probabilities of prompts than are kept for a request."""
+    told = [one for one in asked if one.told is not None]
+    wanted = sum(len(one.tokens) * (1 + (one.logprobs or 0)) for one in told)
+    if wanted > _MOST_TOLD:
+        message = (
+            f"echo: the prompts' tokens times 1 + logprobs are {wanted}, at most {_MOST_TOLD} are "
+            "told in one request: ask for less at once"
+        )
+        raise Failure(400, message, param="echo")
 
 
 def _several(asked: Asked, n: int) -> list[Asked]:
@@ -171,7 +193,8 @@ def _first(value: int | None, otherwise: int | None) -> int | None:
 def _limit(max_tokens: int | None, room: int) -> int:
     """How many tokens an answer may have."""
     if max_tokens == 0:
-        raise Failure(400, "max_tokens: 0 tokens are no answer", param="max_tokens")
+        message = "max_tokens: 0 tokens are no answer, but with echo and logprobs"
+        raise Failure(400, message, param="max_tokens")
     return room if max_tokens in (None, -1) else min(max_tokens, room)
 
 

@@ -17,7 +17,7 @@ from gemcut.llama import Model
 from gemcut.runtime.batching.jobs import Drawn
 from gemcut.runtime.chat.timing import Timing
 from gemcut.runtime.language.tools import ToolCall
-from gemcut.runtime.server.answers import Answers, Choice, Part
+from gemcut.runtime.server.answers import Answers, Part
 
 Document = dict[str, Any]
 
@@ -50,9 +50,9 @@ class Reply(ABC):
         """The last chunk of a stream whose client asked for it."""
         return self._end(self.chunk(0, Part()) | {"choices": []}, answers)
 
-    @abstractmethod
-    def opening(self, number: int, choice: Choice) -> Iterable[Document]:
+    def opening(self, number: int) -> Iterable[Document]:
         """What comes before the first part of an answer."""
+        return ()
 
     @abstractmethod
     def chunk(self, number: int, part: Part) -> Document:
@@ -66,7 +66,7 @@ class Reply(ABC):
 class ChatReply(Reply):
     """Of /v1/chat/completions."""
 
-    def opening(self, number: int, choice: Choice) -> Iterable[Document]:
+    def opening(self, number: int) -> Iterable[Document]:
         """Says who speaks."""
         yield self._chunk(number, {"role": "assistant", "content": ""})
 
@@ -128,11 +128,6 @@ class ChatReply(Reply):
 class TextReply(Reply):
     """Of /v1/completions."""
 
-    def opening(self, number: int, choice: Choice) -> Iterable[Document]:
-        """The prompt, where it is to be echoed."""
-        if choice.asked.echo:
-            yield self.chunk(number, Part(choice.asked.echo))
-
     def chunk(self, number: int, part: Part) -> Document:
         """More of the text."""
         choice = self._choice(number, part.text, part.drawn, part.finish)
@@ -142,7 +137,7 @@ class TextReply(Reply):
         """A text_completion."""
         choices = []
         for number, told in enumerate(parts):
-            text = answers.choices[number].asked.echo + "".join(part.text for part in told)
+            text = "".join(part.text for part in told)
             drawn = [one for part in told for one in part.drawn]
             choices.append(self._choice(number, text, drawn, told[-1].finish))
         return self._end(self._document("text_completion", "cmpl", choices), answers)
@@ -160,9 +155,15 @@ class TextReply(Reply):
         return {
             "tokens": tokens,
             "token_logprobs": [_finite(one.logprob) for one in drawn],
-            "top_logprobs": [{self._text(t): _finite(p) for t, p in one.top} for one in drawn],
+            "top_logprobs": [self._top(one) for one in drawn],
             "text_offset": [*accumulate(map(len, tokens[:-1]), initial=0)],
         }
+
+    def _top(self, drawn: Drawn) -> Document | None:
+        """By their texts; the first token of a prompt has none."""
+        if drawn.logprob is None:
+            return None
+        return {self._text(token): _finite(logprob) for token, logprob in drawn.top}
 
     def _text(self, token: int) -> str:
         return self.model.piece(token, special=True).decode(errors="replace")

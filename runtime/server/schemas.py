@@ -11,7 +11,7 @@ gigabytes for a few million.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gemcut.runtime.server.failures import Failure
 
@@ -248,10 +248,12 @@ class EmbeddingRequest(Body):
 
 
 class TokenizeRequest(Body):
-    """POST /tokenize, as llama-server has it."""
+    """POST /tokenize, as llama-server has it; with vLLM's names, too."""
 
-    content: str
-    add_special: bool = False
+    content: str = Field(validation_alias=AliasChoices("content", "prompt"))
+    add_special: bool = Field(
+        False, validation_alias=AliasChoices("add_special", "add_special_tokens")
+    )
     parse_special: bool = True
 
 

@@ -8,7 +8,7 @@ from gemcut.llama import Context, Model
 from gemcut.runtime.batching.scheduler import Scheduler
 from gemcut.runtime.chat.chat import recommended_sampling
 from gemcut.runtime.chat.timing import Timing
-from gemcut.runtime.language.prompt import open_template
+from gemcut.runtime.language.prompt import open_template, written
 from gemcut.runtime.server.answers import Answers
 from gemcut.runtime.server.asking import Asked, Voice
 from gemcut.runtime.server.failures import Failure
@@ -112,6 +112,16 @@ class Service:
     def exposition(self) -> str:
         """The metrics, as Prometheus reads them."""
         return self.metrics.text(self._scheduler.stats() if self._scheduler else None)
+
+    def tokenizer(self) -> dict[str, Any]:
+        """What the vocabulary's special tokens are called, as /tokenizer_info tells."""
+        model = self.model
+        return {
+            "bos_token": written(model, model.bos) or None,
+            "eos_token": written(model, model.eos) or None,
+            "add_bos_token": model.add_bos,
+            "chat_template": model.chat_template,
+        }
 
     def description(self) -> dict[str, Any]:
         """The model, as /v1/models lists it."""

@@ -56,7 +56,10 @@ async def send_whole(
         parts = await unless_gone(request.receive, _collected(answers))
     finally:
         release()
-    return Response(status_code=499) if parts is None else JSONResponse(reply.whole(answers, parts))
+    if parts is None:
+        return Response(status_code=499)
+    # A long prompt's probabilities take a while to write.
+    return await asyncio.to_thread(lambda: JSONResponse(reply.whole(answers, parts)))
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
@@ -86,8 +89,8 @@ async def _collected(answers: Answers) -> list[list[Part]]:
 
 async def _events(reply: Reply, answers: Answers) -> AsyncIterator[bytes]:
     try:
-        for number, choice in enumerate(answers.choices):
-            for document in reply.opening(number, choice):
+        for number in range(len(answers.choices)):
+            for document in reply.opening(number):
                 yield _event(document)
         async for told in answers.parts():
             yield _event(reply.chunk(*told)) if told else _ALIVE

@@ -7,11 +7,19 @@ kept beside ours for comparison.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from gemcut.eval.intervals import Clusters, Estimate, mean, quantiles
+from gemcut.eval.statistics.intervals import (
+    Clusters,
+    Estimate,
+    Values,
+    estimates,
+    mean,
+    quantiles,
+    totals,
+)
 from gemcut.score import Divergence, Scores
 
 TAILS = (0.5, 0.9, 0.99, 0.999)  # of KL divergence over tokens
@@ -48,20 +56,20 @@ class Summary:
 
 def summarise(
     scores: Scores,
-    clusters: Clusters,
+    owners: Clusters,
     bytes_per_token: float,
     reference: Scores | None = None,
 ) -> Summary:
-    """Sum up scores [n_chunks, n] of one file, and of the reference on the same tokens.
+    """Sum up scores [n_tokens] of one file, and of the reference on the same tokens.
+
+    All of them, or those of one domain or text: where they are one cluster there is no interval
+    (see `intervals`).
 
     Args:
-        clusters: the number of each chunk's cluster.
+        owners: the number of each token's cluster.
         bytes_per_token: of the scored text.
-
-    Raises:
-        UsageError: all chunks are in one cluster.
     """
-    nll = mean(scores.nll, clusters)
+    nll = mean(scores.nll, owners)
     perplexity = nll.over(np.exp)
     independent = float(scores.nll.std(ddof=1) / math.sqrt(scores.nll.size))
     summary = Summary(
@@ -69,7 +77,7 @@ def summarise(
     )
     if reference is None or scores.divergence is None:
         return summary
-    return _compared(summary, scores, scores.divergence, reference, clusters)
+    return _compared(summary, scores, scores.divergence, reference, owners)
 
 
 def _compared(
@@ -77,21 +85,29 @@ def _compared(
     scores: Scores,
     divergence: Divergence,
     reference: Scores,
-    clusters: Clusters,
+    owners: Clusters,
 ) -> Summary:
-    tails = quantiles(divergence.kld, clusters, TAILS)
-    return Summary(
-        summary.perplexity,
-        summary.perplexity_error_independent,
-        summary.bits_per_byte,
-        log_ratio=mean(scores.nll - reference.nll, clusters),
-        kld=mean(divergence.kld, clusters),
-        reverse=mean(divergence.reverse, clusters),
+    columns: list[Values] = [
+        scores.nll - reference.nll,
+        divergence.kld,
+        divergence.reverse,
+        divergence.delta_p**2,
+        divergence.same_top,
+        reference.correct & ~scores.correct,
+        scores.correct & ~reference.correct,
+    ]
+    ratio, kld, reverse, square, same, lost, gained = estimates(*totals(columns, owners))
+    tails = quantiles(divergence.kld, owners, TAILS)
+    return replace(
+        summary,
+        log_ratio=ratio,
+        kld=kld.within(0.0),
+        reverse=reverse.within(0.0),
         tails=dict(zip(TAILS, tails, strict=True)),
-        same_top=mean(divergence.same_top, clusters),
-        lost=mean(reference.correct & ~scores.correct, clusters),
-        gained=mean(scores.correct & ~reference.correct, clusters),
-        rms_delta_p=mean(divergence.delta_p**2, clusters).over(_root),
+        same_top=same.within(0.0, 1.0),
+        lost=lost.within(0.0, 1.0),
+        gained=gained.within(0.0, 1.0),
+        rms_delta_p=square.over(_root),
     )
 
 

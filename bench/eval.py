@@ -1,0 +1,104 @@
+"""What a comparison of six files takes, beside the runs of llama-perplexity that it replaces.
+
+    PEERS=$(bench/peers.sh) PYTHONPATH=. python bench/eval.py [--subjects demo wide] [--chunks 40]
+
+Side by side in one run: `gemcut eval` of a reference and five files, with nothing kept from
+before, against llama-perplexity once for the reference, which saves its logits, and once for each
+file. Both in whole processes with the same threads. The subjects are the demo's model, and the
+first blocks of Gemma 4 26B-A4B with random weights, whose vocabulary has 262,144 tokens.
+"""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import FOLDER, GEMCUT, Run, demo_file, demo_text, measure, peer
+from shaped import fill, short
+
+from gemcut.sizes import format_size
+
+TYPES = ("q8_0", "q6_k", "q5_k", "q4_k", "q4_0", "iq4_nl")  # the first is the reference
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Processes one after the other: seconds, CPU seconds, the most memory, bytes on the disk."""
+
+    wall: float
+    cpu: float
+    memory: int
+    disk: int
+
+    @classmethod
+    def of(cls, runs: Sequence[Run], disk: int) -> "Cost":
+        """The sum of some runs."""
+        seconds = sum(run.wall for run in runs), sum(run.cpu for run in runs)
+        return cls(*seconds, max(run.memory for run in runs), disk)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.wall:8.1f} s, CPU {self.cpu:8.1f} s, memory {format_size(self.memory):>9}, "
+            f"disk {format_size(self.disk):>9}"
+        )
+
+
+def main() -> None:
+    """Print the cost of both, and their ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    parser.add_argument("--chunks", type=int, nargs="+", default=[40, 4], help="of each subject")
+    parser.add_argument("-t", "--threads", type=int, default=2)
+    parser.add_argument("--plain", action="store_true", help="no noise floor, no routing")
+    arguments = parser.parse_args()
+    for name, chunks in zip(arguments.subjects, arguments.chunks, strict=False):
+        files = [SUBJECTS[name](kind) for kind in TYPES]
+        ours = own(files, chunks, arguments.threads, arguments.plain)
+        theirs = others(files, chunks, arguments.threads)
+        print(f"{name}: {len(files)} files, {chunks} chunks of 512, {arguments.threads} threads")
+        print(f"  gemcut eval       {ours}")
+        print(f"  llama-perplexity  {theirs}")
+        print(
+            f"  ratio             {ours.wall / theirs.wall:8.2f}  , CPU "
+            f"{ours.cpu / theirs.cpu:8.2f}  , disk {100 * ours.disk / theirs.disk:.2f} %"
+        )
+
+
+def own(files: Sequence[Path], chunks: int, threads: int, plain: bool) -> Cost:
+    """One comparison of all files, with a cache of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        command = [*GEMCUT, "eval", *map(str, files[1:]), "--reference", str(files[0]), "--json"]
+        command += ["--text", str(demo_text()), "--chunks", str(chunks), "-t", str(threads)]
+        run = measure([*command, *(["--floor", "0", "--routing", "0"] if plain else [])])
+        del os.environ["XDG_CACHE_HOME"]
+        kept = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+        return Cost.of([run], kept)
+
+
+def others(files: Sequence[Path], chunks: int, threads: int) -> Cost:
+    """The reference's run, which saves its logits, then every file's."""
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder) / "base.kld"
+        tool, how = str(peer("llama-perplexity")), ["-c", "512", "-t", str(threads), "-fa", "on"]
+        how += ["--kl-divergence-base", str(base)]
+        text = ["-f", str(demo_text()), "--chunks", str(chunks)]
+        runs = [measure([tool, "-m", str(files[0]), *how, *text])]
+        runs += [measure([tool, "-m", str(path), *how, "--kl-divergence"]) for path in files[1:]]
+        return Cost.of(runs, base.stat().st_size)
+
+
+def wide(kind: str) -> Path:
+    """Few blocks of Gemma 4 26B-A4B, with its whole vocabulary, made once."""
+    path = FOLDER / f"shaped-26B-A4B-short-{kind}.gguf"
+    if not path.exists():
+        fill(path, *short(kind, 0))
+    return path
+
+
+SUBJECTS = {"demo": demo_file, "wide": wide}
+
+if __name__ == "__main__":
+    main()

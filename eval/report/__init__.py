@@ -1,0 +1,1 @@
+"""A comparison for people and programs: table, JSON, CSV, model card, page and plots."""

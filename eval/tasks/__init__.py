@@ -1,0 +1,1 @@
+"""Questions with answers to choose from: accuracy, and which answers changed."""

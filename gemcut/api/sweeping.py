@@ -1,0 +1,195 @@
+"""A sweep: one source at several levels, built to be compared, kept or thrown away."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from gemcut.api.base import counted, source_gguf
+from gemcut.api.cutting import FLOAT_TYPES, Target, make_plan, planned_size, quantize_model
+from gemcut.convert.model import Model
+from gemcut.errors import OutputError, UsageError
+from gemcut.plan import Plan
+from gemcut.quantize.artefacts import Artefacts
+from gemcut.quantize.identity import VERSION, digest, model_key
+from gemcut.quantize.importance import importance_for
+from gemcut.quantize.statistics import Statistics, read_statistics
+from gemcut.quantize.writer import Tell, carrying
+from gemcut.runtime.machine.inspection import inspect_machine
+from gemcut.sizes import format_size, parse_size
+
+_MOST = 32  # levels: each is a whole file
+# A temporary reference is not to be a file that does not fit into memory: it would be read from
+# the disk for every chunk.
+_FINEST, _FINE = "BF16", "Q8_0"
+
+StageProgress = Callable[[str, int, int], None]  # told (what, done, in all)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One file of a sweep: how it is called, and what it is to be."""
+
+    name: str
+    target: Target
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Built files in the order of the levels, and what they are held against."""
+
+    files: tuple[Path, ...]
+    reference: Path
+
+
+def parse_levels(text: str) -> tuple[Level, ...]:
+    """What "Q8_0,Q4_K_M,size=14G,bpw=4.5" means: types or mixtures, sizes, bits per weight.
+
+    Raises:
+        UsageError: a level that is none, or listed twice.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    levels = tuple(map(_level, words))
+    names = [level.name for level in levels]
+    if not 0 < len(levels) <= _MOST:
+        raise UsageError(f"{len(levels)} levels to sweep, wanted 1 to {_MOST}: Q8_0,Q4_K_M,size=5G")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(f"level {twice} is listed twice")
+    return levels
+
+
+@contextmanager
+def swept(
+    model: Model,
+    levels: Sequence[Level],
+    folder: Path,
+    keep: bool = False,
+    reference: Path | None = None,
+    imatrix: Path | None = None,
+    threads: int | None = None,
+    progress: StageProgress | None = None,
+    tell: Tell | None = None,
+) -> Iterator[Sweep]:
+    """Build the files of a sweep, for as long as they are needed.
+
+    Args:
+        folder: where they are kept, and found again by the same sweep; unless `keep`, they lie in a
+            temporary folder in it.
+        reference: None: the source, if it is a GGUF in 16 or 32 bits; else one is built.
+        imatrix: that all files are cut with.
+        progress: told weights done and in all, of each file.
+
+    Raises:
+        PlanError, BudgetError: a level that this model cannot be cut to.
+        GGUFError: the imatrix is none, or damaged.
+        OutputError: there is no room, or a file cannot be written.
+    """
+    reference = reference or _finished(model)
+    statistics = read_statistics(imatrix) if imatrix else None
+    importance = importance_for(statistics, model.tensors) if statistics else None
+    plans = {f"{level.name}.gguf": make_plan(model, level.target, importance) for level in levels}
+    wanted, base = dict(plans), f"{_finest(model, plans)}.gguf"
+    if reference is None:
+        wanted.setdefault(base, make_plan(model, Target(base.removesuffix(".gguf"))))
+    with _folder(folder, keep) as place:
+        builder = _Builder(model, Artefacts(place), statistics, threads, progress, tell)
+        builder.check_room(wanted)
+        for name, plan in wanted.items():
+            builder.build(name, plan)
+        yield Sweep(tuple(place / name for name in plans), reference or place / base)
+
+
+@dataclass(frozen=True)
+class _Builder:
+    model: Model
+    artefacts: Artefacts
+    statistics: Statistics | None
+    threads: int | None
+    progress: StageProgress | None
+    tell: Tell | None
+
+    def build(self, name: str, plan: Plan) -> None:
+        """Write one file, unless it is there from before."""
+        path, stage = self.artefacts.path(name), None
+        if self._is_there(name, plan):
+            self._say(f"{name}: there already")
+            return
+        if progress := self.progress:
+            stage = counted(lambda done, total: progress(name, done, total), self.model.weights)
+        model, importance = self.model, None
+        if self.statistics:
+            model = carrying(model, self.statistics)
+            importance = importance_for(self.statistics, model.tensors)
+        target = Target(plan=plan)
+        quantize_model(model, path, target, importance, self.threads, stage, tell=self.tell)
+        self.artefacts.keep(name, self._key(plan))
+
+    def check_room(self, plans: dict[str, Plan]) -> None:
+        """Raise OutputError if the disk does not have the room for all that is to be built."""
+        missing = [plan for name, plan in plans.items() if not self._is_there(name, plan)]
+        size = sum(planned_size(self.model, plan) for plan in missing)
+        free = shutil.disk_usage(self.artefacts.folder).free
+        if missing:
+            self._say(f"building {len(missing)} files, {format_size(size)}")
+        if size > free:
+            raise OutputError(
+                f"{self.artefacts.folder}: the files take {format_size(size)}, {format_size(free)} "
+                "are free: sweep fewer levels, or name a folder elsewhere with --keep"
+            )
+
+    def _is_there(self, name: str, plan: Plan) -> bool:
+        return self.artefacts.outdated(name, self._key(plan)) is None
+
+    def _key(self, plan: Plan) -> dict[str, str]:
+        return {
+            "version": VERSION,
+            "source": model_key(self.model),
+            "plan": sha256(plan.to_json().encode()).hexdigest(),
+            "importance": digest(self.statistics) if self.statistics else "none",
+        }
+
+    def _say(self, text: str) -> None:
+        if self.tell:
+            self.tell(text)
+
+
+def _level(word: str) -> Level:
+    what, equals, value = word.partition("=")
+    if not equals:
+        return Level(word.upper(), Target(word, fallback=True))
+    name = re.sub(r"[^\w.]", "", value)
+    if what == "size":
+        return Level(name, Target(size=parse_size(value)))
+    if what == "bpw":
+        try:
+            return Level(f"{name}bpw", Target(bpw=float(value)))
+        except ValueError:
+            pass
+    raise UsageError(f"level {word!r:.60}: wanted a type or mixture, size=14G or bpw=4.5")
+
+
+@contextmanager
+def _folder(folder: Path, keep: bool) -> Iterator[Path]:
+    if keep:
+        yield folder
+        return
+    with TemporaryDirectory(prefix=".sweep-", dir=folder) as temporary:
+        yield Path(temporary)
+
+
+def _finished(model: Model) -> Path | None:
+    """The source, if it can be held against as it is."""
+    types = {tensor.source_type for tensor in model.tensors}
+    return source_gguf(model) if types <= set(FLOAT_TYPES) else None
+
+
+def _finest(model: Model, plans: dict[str, Plan]) -> str:
+    """The type of a reference: the finest one that fits into memory beside the largest file."""
+    memory = inspect_machine().ram_available
+    largest = max(planned_size(model, plan) for plan in plans.values())
+    size = planned_size(model, make_plan(model, Target(_FINEST)))
+    return _FINEST if memory is None or size + largest <= memory else _FINE
