@@ -1,26 +1,27 @@
 """What a comparison of six files takes, beside the runs of llama-perplexity that it replaces.
 
-    PEERS=$(bench/peers.sh) PYTHONPATH=. python bench/eval.py [--subjects demo wide] [--chunks 40]
+    PEERS=$(bench/peers.sh) PYTHONPATH=. python bench/eval.py [--subjects demo narrow wide]
 
 Side by side in one run: `gemcut eval` of a reference and five files, with nothing kept from
 before, against llama-perplexity once for the reference, which saves its logits, and once for each
-file. Both in whole processes with the same threads. The subjects are the demo's model, and the
-first blocks of Gemma 4 26B-A4B with random weights, whose vocabulary has 262,144 tokens.
+file. Both in whole processes with the same threads. The subjects are the demo's model, and two of
+random weights with a vocabulary of 262,144 tokens: a narrow one, and the first blocks of Gemma 4
+26B-A4B. Both sides decode the same: the wider a model, the less there is to win.
 """
 
 import argparse
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common import FOLDER, GEMCUT, Run, demo_file, demo_text, measure, peer
-from shaped import fill, short
+from shaped import Shape, fill, narrow, short
 
 from gemcut.sizes import format_size
 
-TYPES = ("q8_0", "q6_k", "q5_k", "q4_k", "q4_0", "iq4_nl")  # the first is the reference
+TYPES = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")  # the first is the reference
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def main() -> None:
     """Print the cost of both, and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
-    parser.add_argument("--chunks", type=int, nargs="+", default=[40, 4], help="of each subject")
+    parser.add_argument("--chunks", type=int, nargs="+", default=[40, 8, 4], help="of each subject")
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("--plain", action="store_true", help="no noise floor, no routing")
     arguments = parser.parse_args()
@@ -90,15 +91,23 @@ def others(files: Sequence[Path], chunks: int, threads: int) -> Cost:
         return Cost.of(runs, base.stat().st_size)
 
 
-def wide(kind: str) -> Path:
-    """Few blocks of Gemma 4 26B-A4B, with its whole vocabulary, made once."""
-    path = FOLDER / f"shaped-26B-A4B-short-{kind}.gguf"
-    if not path.exists():
-        fill(path, *short(kind, 0))
-    return path
+def shaped(name: str, shape: Callable[[str, int], Shape]) -> Callable[[str], Path]:
+    """A model of random weights in some type, made once."""
+
+    def made(kind: str) -> Path:
+        path = FOLDER / f"shaped-{name}-{kind}.gguf"
+        if not path.exists():
+            fill(path, *shape(kind, 0))
+        return path
+
+    return made
 
 
-SUBJECTS = {"demo": demo_file, "wide": wide}
+SUBJECTS = {
+    "demo": demo_file,
+    "narrow": shaped("narrow", narrow),
+    "wide": shaped("26B-A4B-short", short),
+}
 
 if __name__ == "__main__":
     main()

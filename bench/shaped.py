@@ -9,7 +9,7 @@ memory, at full length. What is made stays in build/bench.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from time import perf_counter
@@ -47,6 +47,19 @@ QWEN = {
     "expert_feed_forward_length": 768,
 }
 VOCABULARY = 151936
+# A small model of today's large vocabularies: of the width of Gemma 3 270M, with experts.
+NARROW = QWEN | {
+    "block_count": 12,
+    "embedding_length": 640,
+    "attention.head_count": 8,
+    "attention.head_count_kv": 2,
+    "attention.key_length": 128,
+    "attention.value_length": 128,
+    "expert_count": 16,
+    "expert_used_count": 4,
+    "expert_feed_forward_length": 512,
+}
+NARROW_VOCABULARY = 262144
 SHORT = 2  # blocks
 
 
@@ -86,29 +99,41 @@ def short(kind: str | None, size: int) -> Shape:
     return values, [info for info in infos if info.name.startswith(kept)]
 
 
-def qwen(kind: str | None, size: int) -> Shape:
+def narrow(kind: str | None, size: int) -> Shape:
+    """A small model with a vocabulary of 262,144 tokens, in one type."""
+    return qwen(kind, size, NARROW, NARROW_VOCABULARY)
+
+
+def qwen(
+    kind: str | None,
+    size: int,
+    numbers: Mapping[str, int] = QWEN,
+    vocabulary: int = VOCABULARY,
+) -> Shape:
     """Blocks of Qwen3-MoE in one type, router and norms in F32."""
     tokenizer = api.open_source(CHECKPOINT).metadata
     values = {"general.architecture": Value("str", "qwen3moe")}
-    values |= {f"qwen3moe.{key}": Value("u32", number) for key, number in QWEN.items()}
+    values |= {f"qwen3moe.{key}": Value("u32", number) for key, number in numbers.items()}
     values["qwen3moe.attention.layer_norm_rms_epsilon"] = Value("f32", 1e-6)
     values["qwen3moe.rope.freq_base"] = Value("f32", 1e6)
     values |= {key: value for key, value in tokenizer.items() if key.startswith("tokenizer.")}
     for key, filler in (("tokens", None), ("scores", 0.0), ("token_type", 5)):
         name = f"tokenizer.ggml.{key}"
         if name in values:
-            values[name] = _padded(values[name], filler)
+            values[name] = _padded(values[name], filler, vocabulary)
     base, plain = ggml.type_named(kind or "q4_k"), ggml.type_named("f32")
     return values, [
         TensorInfo(name, shape, plain if len(shape) == 1 or "gate_inp" in name else base, 0)
-        for name, shape in _qwen_shapes()
+        for name, shape in _qwen_shapes(numbers, vocabulary)
     ]
 
 
-def _qwen_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden, heads = QWEN["embedding_length"], QWEN["attention.head_count"]
-    head, experts = QWEN["attention.key_length"], QWEN["expert_count"]
-    kv, wide = QWEN["attention.head_count_kv"] * head, QWEN["expert_feed_forward_length"]
+def _qwen_shapes(
+    numbers: Mapping[str, int], vocabulary: int
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden, heads = numbers["embedding_length"], numbers["attention.head_count"]
+    head, experts = numbers["attention.key_length"], numbers["expert_count"]
+    kv, wide = numbers["attention.head_count_kv"] * head, numbers["expert_feed_forward_length"]
     block = {
         "attn_norm": (hidden,),
         "attn_q": (heads * head, hidden),
@@ -123,24 +148,25 @@ def _qwen_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
         "ffn_up_exps": (experts, wide, hidden),
         "ffn_down_exps": (experts, hidden, wide),
     }
-    yield "token_embd.weight", (VOCABULARY, hidden)
+    yield "token_embd.weight", (vocabulary, hidden)
     yield "output_norm.weight", (hidden,)
-    yield "output.weight", (VOCABULARY, hidden)
-    for layer in range(QWEN["block_count"]):
+    yield "output.weight", (vocabulary, hidden)
+    for layer in range(numbers["block_count"]):
         for name, shape in block.items():
             yield f"blk.{layer}.{name}.weight", shape
 
 
-def _padded(value: Value, filler: float | None) -> Value:
+def _padded(value: Value, filler: float | None, vocabulary: int) -> Value:
     """A list of the vocabulary at its full length."""
     data = list(value.data)
-    more = range(len(data), VOCABULARY)
+    more = range(len(data), vocabulary)
     return Value(value.kind, data + [f"<unused{i}>" if filler is None else filler for i in more])
 
 
 MODELS: dict[str, Callable[[str | None, int], Shape]] = {
     "26B-A4B": gemma,
     "26B-A4B-short": short,
+    "narrow": narrow,
     "qwen3moe": qwen,
 }
 

@@ -136,7 +136,9 @@ def _rows(columns: Sequence[Column], material: Material, scope: Scope, means: Me
         progress=partial(means.progress, "scoring"),
         tell=means.tell,
     )
-    routing = _routing(columns, material, options, scope, means)
+    # What crashed once would crash again, and here with all that was found.
+    sound = [column for column in columns if column not in scored.failures]
+    routing = _routing(sound, material, options, scope, means)
     rows = [_row(column, scored, routing.get(column), subset.get(column)) for column in columns]
     if material.base:
         rows.insert(0, Row(_base_column(material.base.path), None, scores=scored.base))

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gemcut.errors import UsageError
 from gemcut.eval.scoring.cache import Cache
 from gemcut.eval.texts.framing import RAW
+from gemcut.kv_cache import CACHE_TYPES
 
 # (what, done, in all), called after every chunk of every column.
 Progress = Callable[[str, int, int], None]
@@ -27,6 +29,11 @@ class Scope:
     floor: int = 0
     routed: int = 0
     parse_special: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse cache types that llama.cpp does not write. Raises UsageError."""
+        for kind in {kind for cache in self.caches for kind in cache} - {*CACHE_TYPES}:
+            raise UsageError(f"cache type {kind!r:.40}, wanted {', '.join(CACHE_TYPES)}")
 
 
 @dataclass(frozen=True)

@@ -326,7 +326,7 @@ def test_order_and_scale_of_gates_do_not_matter(seed):
     order = np.argsort(random.random(one.ids.shape), axis=1)
     ids, gates = (np.take_along_axis(x, order, axis=1) for x in (one.ids, one.gates))
 
-    same, overlap, moved = compare(one, Choices(one.n_experts, ids, gates * np.float32(2.5)))
+    same, overlap, moved = compare(one, Choices(one.n_experts, ids, np.multiply(gates, 2.5)))
 
     assert 1 == same.min() == overlap.min()
     assert moved.max() < 1e-6

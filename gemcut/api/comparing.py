@@ -84,15 +84,26 @@ def evaluate(
         ]
     if extras.save_kld:
         _save(chosen[0], comparisons[0], extras.save_kld, means)
-    anatomies, notes = zip(*(_dissected(file, extras, means) for file in chosen), strict=True)
+    sound = _sound(chosen, comparisons)
+    fast = replace(extras, speed_at=None)
+    anatomies, notes = zip(
+        *(_dissected(file, extras if file in sound else fast, means) for file in chosen),
+        strict=True,
+    )
     return Report(
         tuple(comparisons),
         anatomies,
-        _tasks(chosen, reference is not None, extras, means),
+        _tasks(sound, reference is not None, extras, means),
         diagnosis,
         tuple(command),
         tuple(filter(None, notes)),
     )
+
+
+def _sound(files: Sequence[File], comparisons: Sequence[Comparison]) -> list[File]:
+    """The files that could be scored: what crashed once is not run again, in this process."""
+    failed = {row.column.file for each in comparisons for row in each.rows if row.failure}
+    return [file for file in files if file not in failed]
 
 
 def _read(texts: Sequence[Path], file: File, scope: Scope) -> tuple[list[Text], Scope]:
@@ -144,7 +155,7 @@ def _dissected(file: File, extras: Extras, means: Means) -> tuple[Anatomy, str]:
 def _tasks(
     files: Sequence[File], has_reference: bool, extras: Extras, means: Means
 ) -> tuple[TaskResult, ...]:
-    if not extras.tasks:
+    if not extras.tasks or not files:
         return ()
     columns = columns_of(files, has_reference, Scope())
     told = partial(means.progress, "answering tasks")

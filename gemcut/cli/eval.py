@@ -20,7 +20,7 @@ from gemcut.cli.common import (
     threads,
 )
 from gemcut.cli.titled import Titled, titled
-from gemcut.errors import UsageError
+from gemcut.errors import EngineError, UsageError
 from gemcut.sizes import parse_context
 
 if TYPE_CHECKING:  # the library is loaded when the command runs
@@ -102,6 +102,10 @@ def command(output: Path | None, by_domain: bool, as_json: bool, **said: Any) ->
         print_json(record.to_dict(report))
     else:
         print_table(show(report, by_domain))
+    if failed := {
+        row.column.name for each in report.comparisons for row in each.rows if row.failure
+    }:
+        raise EngineError(f"not scored: {', '.join(sorted(failed))}")
 
 
 def _report(stack: ExitStack, said: dict[str, Any]) -> "Report":
