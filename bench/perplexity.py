@@ -5,9 +5,10 @@
 Without files: the demo's model in BF16 and Q4_K_M on its held-out text.
 
 Runs llama-perplexity (of the llama.cpp that the installed llama-cpp-python contains) on the same
-text, first to save the reference's logits, then once per model, and prints its numbers beside
-gemcut's. Its KL divergence reads 16-bit logits cut off 16 nats below the top, and leaves out
-tokens below that; gemcut's is exact. Perplexities should agree to 4 significant digits.
+text, first to save the reference's logits, then once per model, one chunk in a batch as here. Its
+numbers stand beside gemcut's over the same saved logits, and beside gemcut's in lockstep, which are
+not cut off 16 nats below the top nor in 16 bits. Over the same logits all should agree to 4 digits;
+what remains in lockstep is to be held against the noise floor.
 """
 
 import argparse
@@ -18,8 +19,9 @@ from pathlib import Path
 
 from common import demo_file, demo_text, peer
 
-from gemcut.eval.compare import compare
-from gemcut.eval.scope import Means
+from gemcut.eval.compare import compare, compare_with_base
+from gemcut.eval.comparison import Row
+from gemcut.eval.scope import Means, Scope
 from gemcut.eval.texts.text import Text
 
 _NUMBERS = {
@@ -44,43 +46,50 @@ def main() -> None:
     if arguments.reference is None:
         arguments.reference, arguments.models = demo_file("bf16"), [demo_file("q4_k_m")]
     arguments.text = arguments.text or demo_text()
-    peers = _run_peer(arguments)
-    comparison = compare(
-        arguments.models,
-        arguments.reference,
-        [Text.read(arguments.text)],
-        arguments.n_ctx,
-        arguments.chunks,
-        means=Means(arguments.threads),
-    )
-    print(f"{'file':30} {'':14} {'llama.cpp':>12} {'gemcut':>12} {'difference':>11}")
-    for row, numbers in zip(comparison.rows, peers, strict=True):
-        for name, theirs in numbers.items():
-            assert (s := row.summary), row.failure
-            ours = {
-                "perplexity": s.perplexity.value,
-                "KLD": s.kld.value if s.kld else 0.0,
-                "99 % KLD": s.tails[0.99].value if s.tails else 0.0,
-                "top-1 %": 100 * s.same_top.value if s.same_top else 0.0,
-                "RMS delta p %": 100 * s.rms_delta_p.value if s.rms_delta_p else 0.0,
-            }[name]
-            relative = ours / theirs - 1
-            print(f"{row.column.name:30} {name:14} {theirs:12.6f} {ours:12.6f} {relative:+11.2e}")
-
-
-def _run_peer(arguments: argparse.Namespace) -> list[dict[str, float]]:
-    """llama-perplexity's numbers for the reference and each model."""
     with tempfile.TemporaryDirectory() as folder:
-        base = ["--kl-divergence-base", str(Path(folder) / "base.kld")]
-        text = ["-f", str(arguments.text), "--chunks", str(arguments.chunks)]
-        results = [_run_once(arguments, arguments.reference, [*base, *text])]
-        for model in arguments.models:
-            results.append(_run_once(arguments, model, [*base, "--kl-divergence"]))
-    return results
+        base = Path(folder) / "base.kld"
+        peers = _run_peer(arguments, base)
+        means = Means(arguments.threads)
+        over_base = compare_with_base(arguments.models, base, means=means)
+    text = [Text.read(arguments.text)]
+    how = arguments.n_ctx, arguments.chunks, Scope(floor=8), means
+    live = compare(arguments.models, arguments.reference, text, *how)
+    print(f"{'file':24} {'':14} {'llama.cpp':>11} {'same base':>11} {'lockstep':>11} {'':>9}")
+    for theirs, same, own in zip(peers, over_base.files, live.files, strict=True):
+        for name, number in theirs.items():
+            ours = [_numbers(each)[name] for each in (same, own)]
+            print(
+                f"{own.column.name:24} {name:14} {number:11.6f} {ours[0]:11.6f} {ours[1]:11.6f} "
+                f"{ours[1] / number - 1:+9.1e}"
+            )
+    floor = live.floor and live.floor.summary and live.floor.summary.kld
+    print(f"noise floor of the reference: mean KLD {floor.value if floor else 0:.2e}")
+
+
+def _numbers(row: Row) -> dict[str, float]:
+    """What the peer prints, of one of our rows."""
+    assert (found := row.summary), row.failure
+    assert found.kld and found.same_top and found.rms_delta_p
+    return {
+        "perplexity": found.perplexity.value,
+        "KLD": found.kld.value,
+        "99 % KLD": found.tails[0.99].value,
+        "top-1 %": 100 * found.same_top.value,
+        "RMS delta p %": 100 * found.rms_delta_p.value,
+    }
+
+
+def _run_peer(arguments: argparse.Namespace, path: Path) -> list[dict[str, float]]:
+    """llama-perplexity's numbers for each model, over the reference's logits that it saves."""
+    base = ["--kl-divergence-base", str(path)]
+    text = ["-f", str(arguments.text), "--chunks", str(arguments.chunks)]
+    _run_once(arguments, arguments.reference, [*base, *text])
+    return [_run_once(arguments, model, [*base, "--kl-divergence"]) for model in arguments.models]
 
 
 def _run_once(arguments: argparse.Namespace, model: Path, extra: list[str]) -> dict[str, float]:
-    shape = ["-c", str(arguments.n_ctx), "-t", str(arguments.threads), "-fa", "on"]
+    n_ctx = str(arguments.n_ctx)
+    shape = ["-c", n_ctx, "-b", n_ctx, "-ub", n_ctx, "-t", str(arguments.threads), "-fa", "on"]
     command = [str(peer("llama-perplexity")), "-m", str(model), *shape, *extra]
     for _ in range(_TRIES):
         done = subprocess.run(command, capture_output=True, text=True, check=True)
