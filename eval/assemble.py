@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemcut.eval.comparison import Comparison, Effects, Protocol, Row
-from gemcut.eval.scoring.column import CANDIDATE, REFERENCE
-from gemcut.eval.statistics.intervals import Clusters
+from gemcut.eval.scoring.column import CANDIDATE, FLOOR, REFERENCE
+from gemcut.eval.statistics.intervals import Clusters, Estimate, mean
 from gemcut.eval.statistics.summary import Summary, summarise
 from gemcut.eval.statistics.ties import Pair, detectable_between, pairs, tie_letters
 from gemcut.eval.texts.chunks import Chunk
@@ -70,7 +70,7 @@ def assemble(
             summary, (domains, texts) = scored.summary(row), (scored.parts(row, g) for g in groups)
             row = replace(row, summary=summary, by_domain=domains, by_text=texts)
         done.append(row)
-    done, found, detectable = _tied(done, scored)
+    done, found, detectable = _tied(_floored(done, scored), scored)
     return Comparison(
         protocol,
         tuple(done),
@@ -112,9 +112,19 @@ class _Scored:
         return summarise(
             row.scores.where(within),
             self.owners(chosen),
-            float(self.sizes[chosen].sum() / self.lengths[chosen].sum()),
+            np.repeat(self.sizes[chosen] / self.lengths[chosen], self.lengths[chosen]),
             reference and reference.where(np.repeat(chosen, self.lengths)),
         )
+
+    def beyond(self, row: Row, floor: Row) -> Estimate | None:
+        """What a row diverges more than the floor does, on the chunks of both."""
+        both, columns = self.held(row) & self.held(floor), []
+        for each in (row, floor):
+            if not (both.any() and each.scores and each.scores.divergence):
+                return None
+            held = self.held(each)
+            columns.append(each.scores.divergence.kld[np.repeat(both[held], self.lengths[held])])
+        return mean(columns[0] - columns[1], self.owners(both))
 
     def parts(self, row: Row, groups: Mapping[str, Mask]) -> dict[str, Summary]:
         """A row over each of several groups of chunks."""
@@ -145,6 +155,19 @@ def _members(names: NDArray[np.str_]) -> dict[str, Mask]:
     found = list(dict.fromkeys(names.tolist()))
     several = 1 < len(found) <= _MOST_SHOWN
     return {name: names == name for name in found} if several else {}
+
+
+def _floored(rows: list[Row], scored: _Scored) -> list[Row]:
+    """Rows with what they diverge more than the floor, if there is one."""
+    floor = next((row for row in rows if row.column.role == FLOOR), None)
+    if floor is None:
+        return rows
+    return [
+        replace(row, beyond_floor=scored.beyond(row, floor))
+        if row.column.role == CANDIDATE
+        else row
+        for row in rows
+    ]
 
 
 def _tied(rows: list[Row], scored: _Scored) -> tuple[list[Row], list[Pair], float | None]:

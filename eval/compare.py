@@ -23,7 +23,7 @@ from gemcut.eval.scoring.column import CANDIDATE, FLOOR, REFERENCE, Column
 from gemcut.eval.scoring.fitting import placed
 from gemcut.eval.scoring.scoring import Scored, score_columns
 from gemcut.eval.texts.alike import check_alike
-from gemcut.eval.texts.chunks import MIN_CHUNKS
+from gemcut.eval.texts.chunks import MIN_CHUNKS, most_outputs
 from gemcut.eval.texts.text import Text
 
 F16 = ("f16", "f16")
@@ -120,7 +120,7 @@ def _columns(files: Sequence[File], has_reference: bool, scope: Scope) -> Iterat
 def _rows(columns: Sequence[Column], material: Material, scope: Scope, means: Means) -> list[Row]:
     """Every column's scores and routing."""
     chunks, n_ctx = material.chunks, max(len(chunk.tokens) for chunk in material.chunks)
-    most = max(chunk.n_scored for chunk in chunks)
+    most = max(map(most_outputs, chunks))
     options = placed(columns, n_ctx, most, means.threads)
     some = tuple(spread(chunks, scope.floor))
     subset = {column: some for column in columns if column.role == FLOOR}

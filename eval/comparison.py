@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from gemcut.eval.routing.agreement import Agreement
 from gemcut.eval.scoring.column import CANDIDATE, FLOOR, REFERENCE, Column
-from gemcut.eval.statistics.intervals import Clusters
+from gemcut.eval.statistics.intervals import Clusters, Estimate
 from gemcut.eval.statistics.summary import Summary
 from gemcut.eval.statistics.ties import Pair
 from gemcut.eval.tasks.result import TaskResult
@@ -46,6 +46,7 @@ class Row:
     scores: one number per scored token of its chunks, in their order.
     chunks: the numbers of the chunks it was scored on; None: all of them.
     letters: columns that share a letter cannot be told apart by their mean KL divergence.
+    beyond_floor: what its mean KL divergence is more than the floor's, on the chunks of both.
     prefill: tokens per second of the scoring decodes; None where the scores were kept from before.
     """
 
@@ -56,6 +57,7 @@ class Row:
     scores: Scores | None = field(default=None, repr=False)
     chunks: tuple[int, ...] | None = None
     letters: str = ""
+    beyond_floor: Estimate | None = None
     prefill: float | None = None
     routing: Agreement | None = None
     failure: str | None = None
@@ -86,7 +88,8 @@ class Comparison:
         be joined and summed up anew without the models.
     pairs: of files, by the numbers of their rows: which are worse than which.
     detectable: the smallest difference of mean KL divergence between two files like these that
-        this much text would show, in 4 of 5 cases; None with fewer than two files.
+        this much text would show, in 4 of 5 cases and beside all other pairs; None with fewer than
+        two files.
     """
 
     protocol: Protocol

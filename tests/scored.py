@@ -32,7 +32,7 @@ def logits(path: Path, chunks: list[Chunk]) -> list[np.ndarray]:
     """Of every scored position, each chunk read from an empty context."""
     with (
         Model.load(path) as model,
-        Context(model, ContextOptions(n_ctx=N_CTX, threads=1)) as context,
+        Context(model, ContextOptions(n_ctx=len(chunks[0].tokens), threads=1)) as context,
     ):
         found = []
         for chunk in chunks:

@@ -19,7 +19,7 @@ from gemcut.eval.scoring.kld_file import (
     writing,
 )
 from gemcut.eval.scoring.packed import pack, unpack
-from gemcut.eval.texts.chunks import Chunk, half_scored
+from gemcut.eval.texts.chunks import Chunk, half_scored, parts
 from gemcut.score import log_softmax, score
 
 
@@ -124,7 +124,7 @@ def test_scores_against_a_file_are_those_of_llama_perplexity(tmp_path, spread):
 
     for number, chunk in enumerate(reference.chunks):
         candidate = rows[number] + 0.01 * logits(len(rows[number]), 2000, 9)
-        base = reference.logits(chunk)
+        base = reference.logits(*parts(chunk))
         wanted = kld_as_llama_cpp(base, chunk.targets, candidate)
         first, other = score(chunk.targets, [candidate], base, 1, reference.cutoff)
         d = other.divergence
@@ -155,13 +155,13 @@ def test_a_bos_takes_the_place_of_the_first_token(tmp_path):
 def test_another_process_gets_the_name_of_the_file_and_not_its_rows(tmp_path):
     write(tmp_path / "base.kld", vocabulary=5000)
     reference = KldReference(KldFile.read(tmp_path / "base.kld"), bos=7)
-    wanted = reference.logits(reference.chunks[1]).copy()
+    wanted = reference.logits(*parts(reference.chunks[1])).copy()
 
     sent = pickle.dumps(reference)
     other = pickle.loads(sent)
 
     assert len(sent) < 1000
-    assert (other.logits(reference.chunks[1]) == wanted).all()
+    assert (other.logits(*parts(reference.chunks[1])) == wanted).all()
 
 
 def test_only_chunks_whose_second_half_is_scored_can_be_saved():
@@ -245,9 +245,9 @@ def test_a_row_that_no_logits_make_is_refused(tmp_path):
     reference = KldReference(KldFile.read(path), None)
     path.write_bytes(damaged(path.read_bytes(), "no number"))
 
-    assert np.isfinite(reference.logits(reference.chunks[1])).all()
+    assert np.isfinite(reference.logits(*parts(reference.chunks[1]))).all()
     with pytest.raises(TextError, match="chunk 3 is damaged"):
-        reference.logits(reference.chunks[2])
+        reference.logits(*parts(reference.chunks[2]))
 
 
 def test_a_missing_file_is_refused(tmp_path):

@@ -132,6 +132,37 @@ def test_equal_chunks_are_read_once_and_chunks_may_differ_in_length(files, chunk
     assert (nll[: scored.N_SCORED] == nll[-scored.N_SCORED :]).all()
 
 
+@pytest.mark.parametrize("way", ["together", "stored", "base"])
+def test_long_chunks_are_read_in_parts_with_few_logits_at_once(files, tmp_path, way, monkeypatch):
+    """Numbers are those of the whole chunk, whatever the reference's logits come from."""
+    reference, other, _ = files
+    chunks = scored.some_chunks(reference.file.path, 2, 1300)
+    wanted = Scores.join(scored.expected(reference.file.path, other.file.path, chunks))
+    rooms, init = [], Scorer.__init__
+
+    def noted(self, column, model, options):
+        rooms.append(options.n_outputs)
+        init(self, column, model, options)
+
+    monkeypatch.setattr(Scorer, "__init__", noted)
+    base = None
+    if way == "base":
+        with writing(tmp_path / "b", np.stack([c.tokens for c in chunks]), 2048) as file:
+            for rows in scored.logits(reference.file.path, chunks):
+                file.add(rows)
+        base = KldReference(KldFile.read(tmp_path / "b"), None)
+    columns = [Column(other.file)] if base else [reference, other]
+
+    found = score_columns(
+        columns, base.chunks if base else chunks, base=base, memory=1 if way == "stored" else None
+    )
+
+    kld = found.scores[columns[-1]].divergence.kld
+    assert kld.shape == (2 * 649,)
+    np.testing.assert_allclose(kld, wanted.divergence.kld, atol=1e-4 if base else ROUNDING)
+    assert max(rooms) == 374  # of the 649 scored, those of the second 512 tokens
+
+
 def test_a_file_of_log_probabilities_stands_in_for_a_reference(files, chunks, tmp_path):
     """Of q, 16 bits each: so the numbers are near to those of the logits."""
     path, (reference, other, _) = tmp_path / "base.kld", files

@@ -11,7 +11,7 @@ def test_errors_are_clustered():
     """Clusters that are constant inside tell as much as one number each."""
     values = np.repeat([1.0, 2.0, 3.0], 50)
 
-    summary = summarise(Scores(values, values < 1), np.repeat(np.arange(3), 50), 2.0)
+    summary = summarise(Scores(values, values < 1), np.repeat(np.arange(3), 50), np.full(150, 2))
 
     assert summary.perplexity.value == pytest.approx(np.exp(2))
     assert summary.perplexity_error_independent < summary.perplexity.error / 5
@@ -27,7 +27,7 @@ def test_every_comparison_with_a_reference_follows_its_definition():
     divergence = Divergence(kld, reverse, delta - 0.3, right == wrong)
     owners = np.repeat(np.arange(6), 40)
 
-    found = summarise(Scores(other, wrong, divergence), owners, 1.0, Scores(nll, right))
+    found = summarise(Scores(other, wrong, divergence), owners, np.ones(240), Scores(nll, right))
 
     values = {
         "log_ratio": (other - nll).mean(),
@@ -53,18 +53,42 @@ def test_shares_and_divergences_have_intervals_where_they_can_be():
     kld = np.where(once, 1.0, 1e-4)
     scores = Scores(nothing, once, Divergence(kld, kld, nothing, ~once))
 
-    found = summarise(scores, np.arange(200) // 10, 1.0, Scores(nothing, nothing > 0))
+    found = summarise(scores, np.arange(200) // 10, np.ones(200), Scores(nothing, nothing > 0))
 
     assert found.kld.low == found.reverse.low == found.gained.low == 0.0
     assert found.same_top.high == 1.0 and found.same_top.low < 0.995
-    assert (found.lost.low, found.lost.high) == (0.0, 0.0)
+    assert found.lost.low == 0.0 and 0 < found.lost.high < 0.03  # never, of 200 tokens
+
+
+def test_bits_per_byte_are_a_ratio_with_the_error_of_one():
+    """Long tokens are hard ones: of a byte much less is unsure than of a token."""
+    n_bytes = np.repeat([2.0, 3.0, 4.0, 7.0], 50)
+    nll = np.log(2) * n_bytes * np.repeat([1.01, 0.99, 1.0, 1.01], 50)
+
+    found = summarise(Scores(nll, nll < 1), np.repeat(np.arange(4), 50), n_bytes).bits_per_byte
+
+    assert found.value == pytest.approx(nll.sum() / np.log(2) / n_bytes.sum())
+    assert 0 < found.error < 0.01 < found.value / 10
+
+
+@pytest.mark.parametrize("size", [1e-5, 1e-3, 0.1])
+def test_the_error_of_a_root_is_right_however_small_it_is(size):
+    nothing, owners = np.zeros(60), np.repeat(np.arange(6), 10)
+    delta = size * np.repeat([1.0, 1.1, 1.2, 0.9, 1.0, 1.3], 10)
+    scores = Scores(nothing, nothing > 0, Divergence(nothing, nothing, delta, nothing == 0))
+
+    found = summarise(scores, owners, np.ones(60), Scores(nothing, nothing > 0)).rms_delta_p
+
+    squares = delta[::10] ** 2
+    error = squares.std(ddof=1) / np.sqrt(6) / 2 / np.sqrt(squares.mean())
+    assert found.error == pytest.approx(error, rel=1e-4)
 
 
 def test_a_text_that_is_one_cluster_is_summed_up_without_intervals():
     values, owners = np.linspace(0.1, 2, 50), np.full(50, 3)
     scores = Scores(values, values > 1, Divergence(values, values, values, values < 1))
 
-    found = summarise(scores, owners, 4.0, Scores(values + 0.1, values > 1.5))
+    found = summarise(scores, owners, np.full(50, 4), Scores(values + 0.1, values > 1.5))
 
     for estimate in (
         found.perplexity,

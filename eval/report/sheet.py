@@ -29,7 +29,7 @@ def sheet(report: Report) -> str:
 def _line(report: Report, comparison: Comparison, row: Row) -> Iterator[tuple[str, Cell]]:
     protocol, column = comparison.protocol, row.column
     yield from (("n_ctx", protocol.n_ctx), ("framing", protocol.framing))
-    yield from (("tokens", protocol.n_scored), ("clusters", protocol.n_clusters))
+    yield from _extent(comparison, row)
     yield from (("file", column.file.name), ("role", column.role))
     yield from (("type_k", column.type_k), ("type_v", column.type_v))
     yield from (("bytes", column.file.size), ("bpw", column.file.bpw))
@@ -40,6 +40,15 @@ def _line(report: Report, comparison: Comparison, row: Row) -> Iterator[tuple[st
     yield "scoring_tokens_per_s", row.prefill
     yield from _anatomy(report, column.file.name)
     yield "failure", row.failure
+
+
+def _extent(comparison: Comparison, row: Row) -> Iterator[tuple[str, Cell]]:
+    """What a row was scored on: the floor on fewer chunks than the others."""
+    n_tokens, n_clusters = comparison.protocol.n_scored, comparison.protocol.n_clusters
+    if row.chunks is not None and comparison.chunks and comparison.clusters is not None:
+        n_tokens = sum(comparison.chunks[number].n_scored for number in row.chunks)
+        n_clusters = len(set(comparison.clusters[[*row.chunks]].tolist()))
+    yield from (("tokens", n_tokens), ("clusters", n_clusters))
 
 
 def _summary(summary: Summary | None) -> Iterator[tuple[str, Cell]]:

@@ -49,7 +49,8 @@ def show(report: Report, by_domain: bool = False) -> RenderableType:
     if report.diagnosis is not None and report.diagnosis.meaningless:
         parts += [Text(printable(diagnosed(report.diagnosis)), style="bold red"), Text()]
     for comparison in report.comparisons:
-        parts += [table(comparison, by_domain), _sentences(verdict(comparison)), Text()]
+        said = (*verdict(comparison), *(f"Note: {note.rstrip('.')}." for note in comparison.notes))
+        parts += [table(comparison, by_domain), _sentences(said), Text()]
     rest = [*map(tables.tasks, report.tasks), tables.speeds(report), tables.predictions(report)]
     return Group(*parts, _stacked(rest))
 

@@ -166,7 +166,8 @@ def _main_cells(row: Row) -> dict[str, str]:
     file, summary = row.column.file, row.summary
     cells = {"file": row_name(row), "tie": row.letters}
     if row.column.role != FLOOR:  # the floor is no file
-        cells |= {"size": format_size(file.size), "bpw": f"{file.bpw:.2f}"}
+        bpw = f"{file.bpw:.2f}" if file.bpw else ""  # none of a .kld file
+        cells |= {"size": format_size(file.size), "bpw": bpw}
     if summary is None:
         return cells | {"KLD": "failed"}
     if row.column.role != FLOOR:

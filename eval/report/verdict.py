@@ -109,28 +109,35 @@ def _ties(rows: Sequence[Row], names: dict[str, str]) -> Iterator[str]:
 def _at_the_floor(
     comparison: Comparison, rows: Sequence[Row], names: dict[str, str]
 ) -> Iterator[str]:
+    """Held against the floor on its own chunks: to be at it is more than not to differ from it."""
     floor = comparison.floor
     if floor is None or floor.summary is None or floor.summary.kld is None:
         return
-    level = floor.summary.kld
-    there = [row for row in rows if (kld := _summary(row).kld) and kld.low <= level.high]
+    level = floor.summary.kld.value
+    known = [(row, above) for row in rows if (above := row.beyond_floor) and above.has_interval]
+    close = [(names[row.column.name], above.high) for row, above in known if above.low <= 0]
+    there, unsure = ([n for n, most in close if (most <= level) is at] for at in (True, False))
     if there:
         verb = "is" if len(there) == 1 else "are"
         yield (
-            f"{listed([names[row.column.name] for row in there])} {verb} at the noise floor: as "
-            "close as the reference computed in another way."
+            f"{listed(there)} {verb} at the noise floor: as close as the reference computed in "
+            "another way."
         )
-    elif level.value > 0:
-        above = _kld(rows[0]) / level.value
-        times = f"{above:,.0f}" if above >= 10 else f"{above:.2g}"
-        yield f"Even the closest is {times} times above the noise floor of {level.value:.2g}."
+    if unsure:
+        yield (
+            f"{listed(unsure)} cannot be told from the noise floor of {level:.2g} on this text."
+        )
+    if known and not close and level > 0:
+        times = 1 + known[0][1].value / level
+        shown = f"{times:,.0f}" if times >= 10 else f"{times:.2g}"
+        yield f"Even the closest is {shown} times the noise floor of {level:.2g}."
 
 
 def _perplexity_is_blind(rows: Sequence[Row], names: dict[str, str]) -> Iterator[str]:
     blind = [
         names[row.column.name]
         for row in rows
-        if (ratio := _summary(row).log_ratio) and ratio.low <= 0 <= ratio.high
+        if (ratio := _summary(row).log_ratio) and ratio.has_interval and ratio.low <= 0
     ]
     if blind:
         yield f"By perplexity alone no loss would be seen of {listed(blind)}."

@@ -28,7 +28,7 @@ def format_estimate(estimate: Estimate, scale: float = 1.0, digits: int = 1) -> 
     digits: show at least so many of the value, for numbers that are compared with each other.
     """
     value, error = estimate.value * scale, (estimate.high - estimate.low) / 2 * scale
-    if not isfinite(error) or error <= 0:
+    if not (estimate.has_interval and isfinite(error) and error > 0):
         return f"{value:.4g}"
     decimals = max(0, 1 - floor(log10(error)))
     if value:
@@ -87,7 +87,8 @@ def explanation(comparison: Comparison) -> list[str]:
         what = "ln PPL" if reference is None else "mean KLD"
         lines.append(f"Files that share a letter cannot be told apart by their {what}.")
         if comparison.detectable is not None:
-            lines.append(f"Differences of {what} below {comparison.detectable:.2g} would not show.")
+            least = f"{comparison.detectable:.2g}"
+            lines.append(f"A difference of {what} of {least} shows in 4 of 5 cases, less may not.")
     return lines
 
 

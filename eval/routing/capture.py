@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gemcut.engine import ContextOptions
 from gemcut.errors import EngineError
-from gemcut.eval.texts.chunks import Chunk, Mask
+from gemcut.eval.texts.chunks import Chunk, Mask, parts
 from gemcut.llama import Context, Model, Tensor
 
 # On another device, a weight's copy is called "DEVICE#NAME#NUMBER".
@@ -55,7 +55,7 @@ def capture(
     Computing is slower than without watching: never time it.
 
     Args:
-        options: of a context that holds the longest chunk and its outputs.
+        options: of a context that holds the longest chunk, and the outputs of a part of it.
         tell: called after every chunk.
 
     Returns:
@@ -66,18 +66,19 @@ def capture(
             it was given.
     """
     watcher = _Watcher()
-    parts: dict[int, list[Choices]] = {}
+    found: dict[int, list[Choices]] = {}
     with Context(model, options, watcher.on_tensor, watcher.wants) as context:
         for chunk in chunks:
             context.forget()
-            context.decode(chunk.tokens, outputs=chunk.outputs)
-            for block, seen in watcher.take().items():
-                parts.setdefault(block, []).append(_scored(block, seen, chunk.outputs))
+            for part in parts(chunk):
+                context.decode(part.tokens, part.start, outputs=part.outputs)
+                for block, seen in watcher.take().items():
+                    found.setdefault(block, []).append(_scored(block, seen, part.outputs))
             if tell:
                 tell()
-            if not parts:
+            if not found:
                 break
-    return {block: _joined(seen) for block, seen in sorted(parts.items())}
+    return {block: _joined(seen) for block, seen in sorted(found.items())}
 
 
 class _Watcher:

@@ -13,7 +13,7 @@ from gemcut.eval.routing.agreement import Agreement, agreement
 from gemcut.eval.routing.capture import Routing, capture
 from gemcut.eval.scoring.column import Column
 from gemcut.eval.statistics.intervals import Clusters
-from gemcut.eval.texts.chunks import Chunk
+from gemcut.eval.texts.chunks import Chunk, most_outputs
 from gemcut.llama import Model
 
 ROUTED_CHUNKS = 4
@@ -101,7 +101,7 @@ class _Passes:
 
     def _read(self, model: Model, place: int) -> Routing | str:
         n_ctx = max(len(chunk.tokens) for chunk in self.chunks)
-        n_outputs = max(chunk.n_scored for chunk in self.chunks)
+        n_outputs = max(map(most_outputs, self.chunks))
         options = self.columns[place].context(n_ctx, n_outputs, self.threads)
         done = count(place * len(self.chunks) + 1)
         try:

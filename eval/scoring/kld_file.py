@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from gemcut.errors import OutputError, TextError
 from gemcut.eval.scoring.packed import pack, row_words, unpack
-from gemcut.eval.texts.chunks import Chunk, Tokens, half_scored, scored
+from gemcut.eval.texts.chunks import Chunk, Part, Tokens, half_scored, scored
 from gemcut.score import Logits
 from gemcut.sizes import format_size
 
@@ -68,12 +68,21 @@ class KldFile:
     def __reduce__(self) -> tuple[Any, ...]:
         return KldFile.read, (self.path,)  # for another process: not its rows, which may be 70 GB
 
-    def log_probabilities(self, chunk: int, out: Logits | None = None, threads: int = 1) -> Logits:
+    def log_probabilities(
+        self,
+        chunk: int,
+        out: Logits | None = None,
+        threads: int = 1,
+        which: slice = slice(None),
+    ) -> Logits:
         """Of a chunk's scored positions: float32 [scored, n_vocab], into `out` if it fits.
+
+        Args:
+            which: of those rows.
 
         Raises TextError for a row that no logits make: the file is damaged.
         """
-        rows = self._rows[chunk]
+        rows = self._rows[chunk, which]
         scales = np.ascontiguousarray(rows[:, :4]).view("<f4")
         if not (np.isfinite(scales).all() and (scales[:, 0] >= 0).all()):
             raise TextError(f"{self.path}: chunk {chunk + 1} is damaged: save it anew")
@@ -107,15 +116,15 @@ class KldReference:
     def __reduce__(self) -> tuple[Any, ...]:
         return KldReference, (self._file, self._bos, self._threads)
 
-    def logits(self, chunk: Chunk) -> Logits:
+    def logits(self, part: Part) -> Logits:
         """Log-probabilities [n_scored, n_vocab] of one of its chunks, valid until the next call.
 
         Raises:
             KeyError: another chunk than the file's.
             TextError: the file is damaged there.
         """
-        number = self._numbers[chunk.digest]
-        self._buffer = self._file.log_probabilities(number, self._buffer, self._threads)
+        number, rows = self._numbers[part.whole.digest], part.rows
+        self._buffer = self._file.log_probabilities(number, self._buffer, self._threads, rows)
         return self._buffer
 
 

@@ -11,7 +11,9 @@ from gemcut.errors import EngineError
 from gemcut.eval.scoring.cache import Cache
 from gemcut.eval.scoring.column import Column
 from gemcut.eval.scoring.scorer import Scorer, Source
+from gemcut.eval.scoring.store import StoredReference
 from gemcut.eval.scoring.work import Began, Ended, Failed, Report, Work
+from gemcut.eval.texts.chunks import Part, parts
 from gemcut.score import Logits, Scores, broken, score
 
 
@@ -49,59 +51,89 @@ class Lockstep:
 
     def _score(self, number: int, reading: Sequence[Scorer]) -> list[Scorer]:
         """Let these read a chunk, and keep their scores; which of them failed."""
-        base = self._base(number)
-        candidates = [scorer for scorer in reading if scorer is not self.source]
-        logits = {scorer: self._candidate(scorer, number) for scorer in candidates}
+        chunk, working = self.work.chunks[number], list(reading)
+        found: dict[Scorer | None, list[Scores]] = {}
+        for part in parts(chunk):
+            base, working = self._read_part(number, part, working, found)
+            if base is not None and part.n_scored:
+                self._keep_base(number, part, base, found[None][-1])
+        self._end(number, working)
+        base_scores = found.pop(None, None)
+        if base_scores and not isinstance(self.source, StoredReference):  # else they are there
+            self.cache.put(self._base_key, chunk, Scores.join(base_scores))
+        for scorer, scores in found.items():
+            if scorer in working:
+                self._keep(number, scorer, Scores.join(scores), working)
+        return [scorer for scorer in reading if scorer not in working]
+
+    def _read_part(
+        self,
+        number: int,
+        part: Part,
+        working: Sequence[Scorer],
+        found: dict[Scorer | None, list[Scores]],
+    ) -> tuple[Logits | None, list[Scorer]]:
+        """Add what a part's tokens score to what is found, the base's under None.
+
+        Returns the base's logits, and who read the part.
+        """
+        base = self._base(number, part)
+        candidates = [scorer for scorer in working if scorer is not self.source]
+        logits = {scorer: self._candidate(scorer, number, part) for scorer in candidates}
         whole = {scorer: rows for scorer, rows in logits.items() if rows is not None}
-        chunk, cutoff = self.work.chunks[number], self.source.cutoff if self.source else None
-        found = list(score(chunk.targets, [*whole.values()], base, self.work.threads, cutoff))
-        if base is not None:
-            self._keep_base(number, base, found.pop(0))
-        for scorer, scores in zip(whole, found, strict=True):
-            if trouble := self._trouble(number, scores):
-                self.report(Failed(scorer.column, trouble))
-                logits[scorer] = None
-            else:
-                self.cache.put(self.work.key(scorer.column), chunk, scores)
-        return [scorer for scorer, rows in logits.items() if rows is None]
+        if part.n_scored:
+            cutoff, threads = self.source.cutoff if self.source else None, self.work.threads
+            scores = score(part.targets, [*whole.values()], base, threads, cutoff)
+            owners = whole if base is None else [None, *whole]
+            for owner, each in zip(owners, scores, strict=True):
+                found.setdefault(owner, []).append(each)
+        return base, [each for each in working if each is self.source or each in whole]
 
-    def _base(self, number: int) -> Logits | None:
+    def _base(self, number: int, part: Part) -> Logits | None:
         """What the others are compared with. Raises EngineError if that cannot be computed."""
-        if not isinstance(self.source, Scorer):
-            return self.source.logits(self.work.chunks[number]) if self.source else None
-        try:
-            return self._read(self.source, number)
-        except EngineError as error:
-            where = f"{self.source.column.name}: chunk {number + 1}"
-            raise EngineError(f"{where}: the reference cannot be scored: {error}") from error
+        if isinstance(self.source, Scorer):
+            return self._read(self.source, number, part)
+        return self.source.logits(part) if self.source and part.n_scored else None
 
-    def _candidate(self, scorer: Scorer, number: int) -> Logits | None:
-        """What it makes of a chunk; None if it fails, which is reported."""
+    def _candidate(self, scorer: Scorer, number: int, part: Part) -> Logits | None:
+        """What it makes of a part; None if it fails, which is reported."""
         try:
-            return self._read(scorer, number)
+            return self._read(scorer, number, part)
         except EngineError as error:
             self.report(Failed(scorer.column, str(error)))
             return None
 
-    def _read(self, scorer: Scorer, number: int) -> Logits:
+    def _read(self, scorer: Scorer, number: int, part: Part) -> Logits:
         self.report(Began(scorer.column, number))
-        logits = scorer.logits(self.work.chunks[number])
-        self.report(Ended(scorer.column, number, scorer.seconds))
-        return logits
+        return scorer.logits(part)
 
-    def _keep_base(self, number: int, logits: Logits, scores: Scores) -> None:
-        """Keep the reference's scores and, if others will need them, what its logits follow from.
+    def _end(self, number: int, working: Sequence[Scorer]) -> None:
+        for scorer in working:
+            self.report(Ended(scorer.column, number, scorer.seconds))
+
+    @property
+    def _base_key(self) -> str:
+        reference = self.work.reference
+        return self.work.key(reference) if reference else self.work.base_key
+
+    def _keep_base(self, number: int, part: Part, logits: Logits, scores: Scores) -> None:
+        """Keep what the reference's logits follow from, if others will need them.
 
         Raises EngineError if they are not finite.
         """
-        chunk, reference, base = self.work.chunks[number], self.work.reference, self.work.base
         if trouble := self._trouble(number, scores):
+            reference, base = self.work.reference, self.work.base
             raise EngineError(f"{reference.name if reference else base and base.path}: {trouble}")
         if isinstance(self.source, Scorer):
-            self.cache.put(self.work.key(self.source.column), chunk, scores)
-            self.source.keep(chunk, logits)
-        elif base:
-            self.cache.put(self.work.base_key, chunk, scores)
+            self.source.keep(part, logits)
+
+    def _keep(self, number: int, scorer: Scorer, scores: Scores, working: list[Scorer]) -> None:
+        """Keep the scores of a column, unless they make no sense: then it has failed."""
+        if trouble := self._trouble(number, scores):
+            self.report(Failed(scorer.column, trouble))
+            working.remove(scorer)
+        else:
+            self.cache.put(self.work.key(scorer.column), self.work.chunks[number], scores)
 
     def _trouble(self, number: int, scores: Scores) -> str:
         if not (bad := broken(scores)):

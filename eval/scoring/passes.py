@@ -6,6 +6,7 @@ the first one, with as many others as fit beside it, and a store keeps what its 
 
 from collections.abc import Sequence
 from functools import partial
+from operator import attrgetter
 
 from gemcut.closing import Closing
 from gemcut.errors import EngineError, OutOfMemory
@@ -16,7 +17,8 @@ from gemcut.eval.scoring.lockstep import Lockstep
 from gemcut.eval.scoring.scorer import Models, Scorer, Source
 from gemcut.eval.scoring.store import StoredReference
 from gemcut.eval.scoring.work import LOADING, Began, Failed, Report, Told, Work, base_left, left
-from gemcut.score import score
+from gemcut.eval.texts.chunks import parts
+from gemcut.score import Scores, score
 
 
 def carry_out(work: Work, cache: Cache, report: Report) -> None:
@@ -44,7 +46,7 @@ class Passes(Closing):
         self._todo = left(work, cache)
         self.waiting = sorted(self._todo, key=lambda column: column != work.reference)
         self._store: StoredReference | None = None
-        outputs = work.most_scored
+        outputs = work.most_outputs
         self._fitting = Fitting(work.longest, outputs, work.options, work.threads, work.memory)
 
     def run(self) -> None:
@@ -80,7 +82,7 @@ class Passes(Closing):
     def _open(self, models: Models, column: Column, others: Sequence[Scorer]) -> Scorer:
         self._report(Began(column, LOADING))
         work = self._work
-        how = column.context(work.longest, work.most_scored, work.threads)
+        how = column.context(work.longest, work.most_outputs, work.threads)
         scorer = models.open(column, work.options.get(column.file.path), how)
         if others and scorer.n_vocab != others[0].n_vocab:
             scorer.close()
@@ -121,9 +123,11 @@ class Passes(Closing):
         for number in sorted(base_left(work, self._cache)):
             assert work.base
             chunk = work.chunks[number]
-            logits = work.base.logits(chunk)
-            (scores,) = score(chunk.targets, [], logits, work.threads, work.base.cutoff)
-            self._cache.put(work.base_key, chunk, scores)
+            found: list[Scores] = []
+            for part in filter(attrgetter("n_scored"), parts(chunk)):
+                logits = work.base.logits(part)
+                found += score(part.targets, [], logits, work.threads, work.base.cutoff)
+            self._cache.put(work.base_key, chunk, Scores.join(found))
 
 
 def _tell(report: Report, text: str) -> None:

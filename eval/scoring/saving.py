@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from gemcut.engine import ModelOptions, default_threads
 from gemcut.eval.scoring.column import Column
 from gemcut.eval.scoring.kld_file import file_bytes, saved_tokens, writing
 from gemcut.eval.scoring.scorer import Models
-from gemcut.eval.texts.chunks import Chunk
+from gemcut.eval.texts.chunks import Chunk, most_outputs, parts
 from gemcut.sizes import format_size
 
 
@@ -27,12 +29,13 @@ def save_kld(
         EngineError: the file cannot be run.
     """
     tokens, threads = saved_tokens(chunks), threads or default_threads()
-    n_ctx, most = tokens.shape[1], max(chunk.n_scored for chunk in chunks)
+    n_ctx, most = tokens.shape[1], max(map(most_outputs, chunks))
     with Models() as models:
         scorer = models.open(column, options, column.context(n_ctx, most, threads))
         size = file_bytes(n_ctx, scorer.n_vocab, len(chunks))
         tell(f"{path}: {format_size(size)} of {column.name}'s logits")
         with writing(path, tokens, scorer.n_vocab) as writer:
             for number, chunk in enumerate(chunks):
-                writer.add(scorer.logits(chunk), threads)
+                rows = [scorer.logits(part).copy() for part in parts(chunk)]
+                writer.add(np.concatenate(rows), threads)
                 progress(number + 1, len(chunks))

@@ -8,7 +8,7 @@ from gemcut.closing import Closing
 from gemcut.engine import ContextOptions, ModelOptions
 from gemcut.eval.scoring.column import Column
 from gemcut.eval.scoring.store import StoredReference
-from gemcut.eval.texts.chunks import Chunk
+from gemcut.eval.texts.chunks import Part
 from gemcut.llama import Context, Model
 from gemcut.score import Logits
 
@@ -20,7 +20,7 @@ class Source(Protocol):
     def cutoff(self) -> float | None:
         """As `gemcut.score.score` takes it."""
 
-    def logits(self, chunk: Chunk) -> Logits:
+    def logits(self, part: Part) -> Logits:
         """Of the scored positions: [n_scored, n_vocab], valid until the next call."""
 
 
@@ -43,15 +43,18 @@ class Scorer:
         """The length of a row of logits."""
         return self._context.n_vocab
 
-    def logits(self, chunk: Chunk) -> Logits:
-        """Logits of a chunk's scored positions: [n_scored, n_vocab], valid until the next call.
+    def logits(self, part: Part) -> Logits:
+        """Logits of the scored positions: [n_scored, n_vocab], valid until the next call.
 
-        Raises EngineError.
+        A chunk's parts are read one after the other. Raises EngineError.
         """
-        self._context.forget()
-        start = perf_counter()
-        logits = self._context.decode(chunk.tokens, outputs=chunk.outputs)
-        self.seconds = None if self._store else perf_counter() - start
+        if not part.start:
+            self._context.forget()
+            self.seconds = None if self._store else 0.0
+        begun = perf_counter()
+        logits = self._context.decode(part.tokens, part.start, outputs=part.outputs)
+        if self.seconds is not None:
+            self.seconds += perf_counter() - begun
         return logits
 
     def keep_in(self, store: StoredReference) -> None:
@@ -60,10 +63,10 @@ class Scorer:
         self._context = Context(self._model, self._options, store.on_tensor, store.wants)
         self._store = store
 
-    def keep(self, chunk: Chunk, logits: Logits) -> None:
+    def keep(self, part: Part, logits: Logits) -> None:
         """Put what was just decoded into the store, if there is one. Raises OutputError."""
         if self._store:
-            self._store.add(chunk, logits)
+            self._store.add(part, logits)
 
     def close(self) -> None:
         """Free the context; the model may be another column's, too."""

@@ -11,7 +11,7 @@ from gemcut.eval.files import fingerprint
 from gemcut.eval.scoring.cache import Cache
 from gemcut.eval.scoring.column import REFERENCE, Column
 from gemcut.eval.scoring.kld_file import KldReference
-from gemcut.eval.texts.chunks import Chunk
+from gemcut.eval.texts.chunks import Chunk, most_outputs
 
 LOADING = -1  # in place of a chunk's number
 
@@ -106,9 +106,9 @@ class Work:
         return max((len(chunk.tokens) for chunk in self.chunks), default=0)
 
     @property
-    def most_scored(self) -> int:
-        """Scored tokens of a chunk, at most."""
-        return max((chunk.n_scored for chunk in self.chunks), default=0)
+    def most_outputs(self) -> int:
+        """Rows of logits that are needed at once, at most."""
+        return max((most_outputs(chunk) for chunk in self.chunks), default=0)
 
 
 def left(work: Work, cache: Cache) -> dict[Column, set[int]]:

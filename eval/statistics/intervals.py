@@ -48,7 +48,7 @@ class Estimate:
     def over(self, function: Callable[[float], float]) -> "Estimate":
         """A growing function of it: ends move along, the error to first order."""
         value, low, high = (float(function(x)) for x in (self.value, self.low, self.high))
-        step = 1e-6 * max(1.0, abs(self.value))
+        step = 1e-6 * (abs(self.value) or 1.0)
         slope = (float(function(self.value + step)) - value) / step
         return Estimate(value, abs(slope) * self.error, low, high)
 
@@ -103,13 +103,13 @@ def quantiles(values: Values, owners: Clusters, shares: Sequence[float]) -> list
     return [Estimate(*map(float, column)) for column in columns]
 
 
-def detectable(error: float, n_clusters: int, power: float = 0.8) -> float:
+def detectable(error: float, n_clusters: int, power: float = 0.8, n_tests: int = 1) -> float:
     """The smallest true difference that a text like this one would show with such a power.
 
     (Student's quantile + the normal quantile of the power) standard errors of the paired
-    difference; see Miller, section 5.
+    difference; see Miller, section 5. Of many tests together the quantile is further out.
     """
-    level = student.quantile((1 + CONFIDENCE) / 2, n_clusters - 1)
+    level = student.quantile(1 - (1 - CONFIDENCE) / 2 / n_tests, n_clusters - 1)
     return (level + NormalDist().inv_cdf(power)) * error
 
 

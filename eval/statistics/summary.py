@@ -20,9 +20,11 @@ from gemcut.eval.statistics.intervals import (
     quantiles,
     totals,
 )
+from gemcut.eval.statistics.proportions import wilson
 from gemcut.score import Divergence, Scores
 
 TAILS = (0.5, 0.9, 0.99, 0.999)  # of KL divergence over tokens
+_ROUNDING = 1e-12  # of the error of a share
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,13 @@ class Summary:
     perplexity: exp(mean nll).
     perplexity_error_independent: the "+/-" llama.cpp prints, tokens taken as independent.
     bits_per_byte: bits that the file needs for a byte of the scored text; unlike perplexity it can
-        be compared across vocabularies.
+        be compared across vocabularies. Clusters differ in bytes, too: its error is that of a
+        ratio, not the perplexity's in another unit.
     log_ratio: ln(perplexity / reference's perplexity).
     kld, reverse: mean KL(reference || file) and KL(file || reference) in nats.
     tails: quantiles of kld over tokens, by share.
-    same_top: share of tokens with the reference's most likely token.
+    same_top: share of tokens with the reference's most likely token. Where a share is the same in
+        all clusters, as of what never happens, its interval is that of independent tokens (Wilson).
     lost, gained: share of tokens whose most likely token was right before, or is only now.
     rms_delta_p: root mean square change of the probability of the true token.
     """
@@ -57,7 +61,7 @@ class Summary:
 def summarise(
     scores: Scores,
     owners: Clusters,
-    bytes_per_token: float,
+    n_bytes: Values,
     reference: Scores | None = None,
 ) -> Summary:
     """Sum up scores [n_tokens] of one file, and of the reference on the same tokens.
@@ -67,14 +71,13 @@ def summarise(
 
     Args:
         owners: the number of each token's cluster.
-        bytes_per_token: of the scored text.
+        n_bytes: of each token [n_tokens]; that they add up in every cluster is enough.
     """
     nll = mean(scores.nll, owners)
     perplexity = nll.over(np.exp)
     independent = float(scores.nll.std(ddof=1) / math.sqrt(scores.nll.size))
-    summary = Summary(
-        perplexity, perplexity.value * independent, nll.times(1 / math.log(2) / bytes_per_token)
-    )
+    (bits, sizes), _ = totals([scores.nll / math.log(2), n_bytes], owners)
+    summary = Summary(perplexity, perplexity.value * independent, *estimates(bits[None], sizes))
     if reference is None or scores.divergence is None:
         return summary
     return _compared(summary, scores, scores.divergence, reference, owners)
@@ -104,11 +107,18 @@ def _compared(
         kld=kld.within(0.0),
         reverse=reverse.within(0.0),
         tails=dict(zip(TAILS, tails, strict=True)),
-        same_top=same.within(0.0, 1.0),
-        lost=lost.within(0.0, 1.0),
-        gained=gained.within(0.0, 1.0),
+        same_top=_share(same, columns[4]),
+        lost=_share(lost, columns[5]),
+        gained=_share(gained, columns[6]),
         rms_delta_p=square.over(_root),
     )
+
+
+def _share(share: Estimate, hits: Values) -> Estimate:
+    """A share of tokens with an interval, even where no cluster differs from another."""
+    if share.error > _ROUNDING:
+        return share.within(0.0, 1.0)
+    return wilson(int(hits.sum()), len(hits))
 
 
 def _root(square: float) -> float:

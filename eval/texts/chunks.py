@@ -6,7 +6,7 @@ context length that do not overlap; the tail is dropped. Where the vocabulary wa
 scored token has at least half a context before it (`tools/perplexity/perplexity.cpp`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 
@@ -20,6 +20,9 @@ Mask = NDArray[np.bool_]
 
 # An error bar over chunks needs two of them; llama.cpp wants two as well.
 MIN_CHUNKS = 2
+# Tokens that are computed at once: those of llama.cpp's ubatch, so that nothing is computed
+# otherwise than in one batch.
+PART = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +52,59 @@ class Chunk:
         """What is read and scored, whatever text it came from."""
         outputs = np.packbits(self.outputs)
         return sha256(self.tokens.astype("<i4").tobytes() + outputs.tobytes()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Part(Chunk):
+    """Tokens of a chunk that are computed at once, those before them being in the cache.
+
+    A chunk's logits are as long as its text and as wide as the vocabulary; a part's are bounded.
+    """
+
+    whole: Chunk = field(kw_only=True)
+    start: int = field(kw_only=True)  # position of its first token
+
+    @property
+    def targets(self) -> Tokens:
+        """The token that follows each scored position: [n_scored]."""
+        return self.whole.tokens[1:][self._places[:-1]]
+
+    @property
+    def rows(self) -> slice:
+        """Its rows among the chunk's scored positions."""
+        first = int(self.whole.outputs[: self.start].sum())
+        return slice(first, first + self.n_scored)
+
+    @cached_property
+    def digest(self) -> str:
+        """That of the chunk, and where the part begins if it is not all of it."""
+        alone = len(self.tokens) == len(self.whole.tokens)
+        return self.whole.digest if alone else f"{self.whole.digest}@{self.start}"
+
+    @property
+    def _places(self) -> Mask:
+        mask = np.zeros_like(self.whole.outputs)
+        mask[self.start : self.start + len(self.outputs)] = self.outputs
+        return mask
+
+
+def parts(chunk: Chunk, most: int = PART) -> list[Part]:
+    """A chunk in pieces of at most so many tokens, in order."""
+    return [
+        Part(
+            chunk.tokens[start : start + most],
+            chunk.outputs[start : start + most],
+            chunk.text,
+            whole=chunk,
+            start=start,
+        )
+        for start in range(0, len(chunk.tokens), most)
+    ]
+
+
+def most_outputs(chunk: Chunk) -> int:
+    """Scored tokens of a part of it, at most: how many rows of logits are needed at once."""
+    return max(part.n_scored for part in parts(chunk))
 
 
 def cut(tokens: Tokens, n_ctx: int, limit: int | None, bos: int | None, name: str) -> Tokens:
