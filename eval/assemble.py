@@ -56,9 +56,6 @@ def assemble(
 
     Args:
         rows: with scores, or with a failure; what they come to is filled in here.
-
-    Raises:
-        UsageError: all text is in one piece, which has no error bar.
     """
     _, clusters = cluster_of(chunks)
     base = next((row.scores for row in rows if row.column.role == REFERENCE), None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from gemcut.errors import GGUFError, UsageError
+from gemcut.errors import GGUFError, UsageError, printable
 from gemcut.gguf_file import GGUFFile
 
 _SPLIT = re.compile(r"(.*)-00001-of-(\d{5})\.gguf")
@@ -36,7 +36,7 @@ def select(files: Sequence[Path], reference: Path | None) -> tuple[File, ...]:
     The reference may be among the files (as with a glob); it is then taken once. Raises UsageError
     if there is nothing to score or a file is listed twice, GGUFError if one cannot be read.
     """
-    resolved = [path.resolve() for path in files]
+    resolved = [*map(_resolved, files)]
     for path, resolution in zip(files, resolved, strict=True):
         if resolved.count(resolution) > 1:
             raise UsageError(f"{path}: listed more than once; name each file once")
@@ -44,8 +44,8 @@ def select(files: Sequence[Path], reference: Path | None) -> tuple[File, ...]:
     chosen = [*([reference] if reference else []), *kept]
     if not chosen:
         raise UsageError("no file to score: name at least one GGUF")
-    pairs = zip(chosen, _names([path.resolve() for path in chosen]), strict=True)
-    return tuple(_describe(path, name) for path, name in pairs)
+    pairs = zip(chosen, _names([*map(_resolved, chosen)]), strict=True)
+    return tuple(_describe(path, printable(name)) for path, name in pairs)
 
 
 def fingerprint(paths: Sequence[Path]) -> str:
@@ -86,7 +86,14 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _same(resolved: Path, reference: Path | None) -> bool:
-    return reference is not None and resolved == reference.resolve()
+    return reference is not None and resolved == _resolved(reference)
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead round and round
+        raise GGUFError(f"{path}: cannot be found: {error}") from error
 
 
 def _describe(path: Path, name: str) -> File:

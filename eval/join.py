@@ -5,13 +5,12 @@ from dataclasses import replace
 from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gemcut.errors import UsageError
 from gemcut.eval.assemble import assemble, covering
 from gemcut.eval.comparison import Comparison, Report, Row
 from gemcut.eval.tasks.result import TaskResult
-from gemcut.eval.texts.chunks import MIN_CHUNKS
+from gemcut.eval.texts.chunks import MIN_CHUNKS, Chunk
 
 _Key = tuple[int, str, str | None]  # context, framing, the reference
 
@@ -60,39 +59,35 @@ def _joined(comparisons: Sequence[Comparison]) -> Comparison:
             f"the results share {len(shared)} chunks of text, wanted {MIN_CHUNKS}: "
             "compare on the same texts"
         )
+    assert first.sizes is not None, "kept with the scores"
+    kept = np.array([chunk.digest in shared for chunk in first.chunks])
+    chunks = [chunk for chunk, keep in zip(first.chunks, kept, strict=True) if keep]
     rows: dict[str, Row] = {}
     for each in comparisons:
-        for row in _restricted(each, shared):
+        for row in _restricted(each, chunks):
             known = rows.get(row.column.key)
             if known is None or known.scores is None:
                 rows[row.column.key] = row
-    assert first.sizes is not None, "kept with the scores"
-    kept = _kept(first, shared)
-    chunks = [chunk for chunk, keep in zip(first.chunks, kept, strict=True) if keep]
     protocol = covering(first.protocol, chunks, first.sizes[kept])
     notes = dict.fromkeys(note for each in comparisons for note in each.notes)
     return assemble(protocol, chunks, first.sizes[kept], list(rows.values()), tuple(notes))
 
 
-def _kept(comparison: Comparison, shared: set[str]) -> NDArray[np.bool_]:
-    return np.array([chunk.digest in shared for chunk in comparison.chunks])
-
-
-def _restricted(comparison: Comparison, shared: set[str]) -> Iterator[Row]:
-    """The rows on the shared chunks alone, which are numbered anew."""
-    kept = _kept(comparison, shared)
-    order = np.cumsum(kept) - 1
-    lengths = np.array([chunk.n_scored for chunk in comparison.chunks])
+def _restricted(comparison: Comparison, chunks: Sequence[Chunk]) -> Iterator[Row]:
+    """The rows on these chunks alone, in their order: texts may have been read in another one."""
+    every = range(len(comparison.chunks))
     for row in comparison.rows:
-        held = np.arange(len(kept)) if row.chunks is None else np.array(row.chunks, int)
-        numbers = tuple(order[held[kept[held]]].tolist())
-        within = np.repeat(kept[held], lengths[held])
-        scores = row.scores and row.scores.where(within)
-        yield replace(
-            row,
-            scores=scores if numbers else None,
-            chunks=None if row.chunks is None else numbers,
-        )
+        held = [comparison.chunks[n] for n in (every if row.chunks is None else row.chunks)]
+        ends = np.cumsum([chunk.n_scored for chunk in held])
+        end_of = dict(zip((chunk.digest for chunk in held), ends.tolist(), strict=True))
+        numbers = tuple(n for n, chunk in enumerate(chunks) if chunk.digest in end_of)
+        if row.scores is None:
+            yield row
+        elif numbers:
+            found = [chunks[n] for n in numbers]
+            tokens = [np.arange(-c.n_scored, 0) + end_of[c.digest] for c in found]
+            scores = row.scores.where(np.concatenate(tokens))
+            yield replace(row, scores=scores, chunks=None if row.chunks is None else numbers)
 
 
 def _tasks(tasks: Sequence[TaskResult]) -> tuple[TaskResult, ...]:

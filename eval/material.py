@@ -19,6 +19,7 @@ from gemcut.eval.scope import Means, Scope
 from gemcut.eval.scoring.column import Column
 from gemcut.eval.scoring.fitting import placed
 from gemcut.eval.scoring.kld_file import KldFile, KldReference
+from gemcut.eval.scoring.worker import apart
 from gemcut.eval.texts import own
 from gemcut.eval.texts.chunks import Chunk
 from gemcut.eval.texts.framing import CHAT, OWN, RAW, bos_of, frame, left_out, scored_bytes
@@ -109,7 +110,8 @@ def _answered(
 ) -> tuple[list[Text], list[Chunk]]:
     asked, told = own.prompts(texts, limit), partial(means.progress, "answering")
     options = placed([Column(file)], n_ctx, 1, means.threads)[file.path]
-    said = answers(file, asked, n_ctx, options, means.threads, told)
+    run = partial(apart, file.name, answers) if means.isolated else answers
+    said = run(file, asked, n_ctx, options, means.threads, progress=told)
     return [answer.text for answer in said], own.framed(said, n_ctx)
 
 

@@ -21,6 +21,7 @@ from gemcut.errors import EngineError
 Floats = NDArray[np.float64]
 Logits = NDArray[np.float32]
 Bools = NDArray[np.bool_]
+Chosen = Bools | NDArray[np.intp]  # a mask of tokens, or their numbers
 
 # Fits the caches of a small machine: larger blocks measured slower, whatever the vocabulary.
 _BLOCK = 1 << 17
@@ -47,7 +48,7 @@ class Divergence:
         """The parts one after the other."""
         return cls(*(np.concatenate(column) for column in _columns(parts)))
 
-    def where(self, chosen: Bools) -> Self:
+    def where(self, chosen: Chosen) -> Self:
         """Of some of the tokens."""
         return type(self)(*(column[chosen] for (column,) in _columns([self])))
 
@@ -76,7 +77,7 @@ class Scores:
             Divergence.join(divergences) if whole else None,
         )
 
-    def where(self, chosen: Bools) -> Self:
+    def where(self, chosen: Chosen) -> Self:
         """Of some of the tokens."""
         d = self.divergence
         return type(self)(self.nll[chosen], self.correct[chosen], d and d.where(chosen))

@@ -10,6 +10,7 @@ from gemcut.eval.assemble import assemble, cluster_of, covering
 from gemcut.eval.comparison import Comparison, Report
 from gemcut.eval.join import join
 from gemcut.eval.scoring.column import CANDIDATE
+from gemcut.score import Scores
 from tests.reports import FILES, comparison, report
 
 
@@ -58,6 +59,27 @@ def test_files_are_compared_on_the_chunks_that_both_results_have(whole):
 
     assert found.protocol.n_chunks == 20
     assert values(found) == values(part(whole, chunks=slice(10, 30)))
+
+
+def test_chunks_that_were_read_in_another_order_are_put_in_order(whole):
+    """Whoever names the texts the other way round must not be held against other tokens."""
+    turned = replace(
+        part(whole),
+        chunks=whole.chunks[::-1],
+        sizes=whole.sizes[::-1],
+        rows=tuple(replace(row, scores=_turned(row.scores, whole)) for row in part(whole).rows),
+    )
+
+    (found,) = join([Report((part(whole, slice(0, 2)),)), Report((turned,))]).comparisons
+
+    assert values(found) == values(part(whole))
+    for row, known in zip(found.rows, part(whole).rows, strict=True):
+        np.testing.assert_array_equal(row.scores.nll, known.scores.nll)
+
+
+def _turned(scores: Scores, whole: Comparison) -> Scores:
+    n = whole.chunks[0].n_scored
+    return scores.where(np.arange(len(scores.nll)).reshape(-1, n)[::-1].ravel())
 
 
 def test_of_a_row_that_both_have_the_one_with_scores_is_kept(whole):

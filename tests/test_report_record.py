@@ -171,6 +171,19 @@ def test_a_missing_file_is_named(kept, name):
 # --- sheet ---------------------------------------------------------------------------------------
 
 
+def test_the_sheet_says_on_how_much_each_line_was_scored(whole):
+    """The floor on less than the others."""
+    (found, *_), chunks = whole.comparisons, (0, 3, 5)
+    rows = [replace(r, chunks=chunks if r is found.floor else None) for r in found.rows]
+    fewer = replace(whole, comparisons=(replace(found, rows=tuple(rows)),))
+
+    lines = list(csv.DictReader(sheet(fewer).splitlines()))
+
+    extent = {line["role"]: (int(line["tokens"]), int(line["clusters"])) for line in lines}
+    assert extent["floor"] == (3 * found.chunks[0].n_scored, 3)
+    assert extent["candidate"] == (found.protocol.n_scored, found.protocol.n_clusters)
+
+
 def test_the_sheet_has_plain_numbers(whole):
     lines = list(csv.DictReader(sheet(whole).splitlines()))
     row = whole.comparisons[0].rows[2]

@@ -57,6 +57,7 @@ def label(row):
 )
 def test_numbers_are_shown_to_the_precision_of_their_error(value, half, text):
     assert format_estimate(estimate(value, half)) == text
+    assert "±" not in format_estimate(Estimate(value, float("inf"), 0.0, 1.0))
 
 
 def test_perplexities_show_four_digits_whatever_their_error():
@@ -214,6 +215,41 @@ def test_better_needs_letters_that_differ():
 def test_caches_do_not_compete_with_files(whole):
     """The reference with another cache may be the closest of all, and answers another question."""
     assert not any("KV" in sentence for sentence in verdict(whole.comparisons[0]))
+
+
+def test_what_is_not_seen_to_differ_from_the_floor_is_not_at_it_for_that():
+    """Two chunks tell nothing from the floor, even what is five hundred times as far away."""
+    found = comparison({"m-Q4_0.gguf": (4.6, 4.8, 0.018)}, caches=False)
+
+    def said(beyond):
+        rows = [
+            replace(row, beyond_floor=beyond) if row.column.role == "candidate" else row
+            for row in found.rows
+        ]
+        return "".join(verdict(replace(found, rows=tuple(rows))))
+
+    unsure, above = said(estimate(0.018, 0.02)), said(estimate(0.018, 0.01))
+    assert "cannot be told from the noise floor" in unsure and "is at the noise" not in unsure
+    assert "times the noise floor" in above and "cannot" not in above
+    assert "floor" not in said(Estimate(0.018, float("inf"), float("-inf"), float("inf")))
+
+
+def test_a_perplexity_that_fell_shows_no_loss_either():
+    found = comparison({"m-Q4_0.gguf": (4.6, 4.8, 0.018)}, caches=False)
+    *rest, row = found.rows
+    assert row.summary
+    better = replace(row, summary=replace(row.summary, log_ratio=estimate(-0.02, 0.01)))
+
+    sentences = verdict(replace(found, rows=(*rest, better)))
+
+    assert any("By perplexity alone" in each for each in sentences)
+
+
+def test_notes_are_shown(whole):
+    """As that the reference is quantized itself."""
+    noted = replace(whole.comparisons[0], notes=("the reference has 8.62 bits per weight",))
+
+    assert "Note: the reference has 8.62 bits" in shown(replace(whole, comparisons=(noted,)))
 
 
 def test_at_the_floor_nothing_was_lost():

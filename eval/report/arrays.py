@@ -23,6 +23,7 @@ from gemcut.score import Divergence, Scores
 
 _MOST = 1 << 32  # bytes of all arrays: ten files on 16 million tokens
 _HEADER = 1 << 12
+_DAMAGED = (OSError, ValueError, EOFError, RuntimeError, MemoryError, zlib.error, BadZipFile)
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -57,8 +58,8 @@ def with_arrays(report: Report, path: Path) -> Report:
                 _with_tokens(taken, str(i), each) for i, each in enumerate(report.comparisons)
             )
             tasks = tuple(_with_items(taken, i, task) for i, task in enumerate(report.tasks))
-    except (OSError, ValueError, EOFError, RuntimeError, zlib.error, BadZipFile) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+    except _DAMAGED as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error) or "too large"
         raise ReportError(f"{path}: not the scores of this report: {reason}") from error
     return replace(report, comparisons=comparisons, tasks=tasks)
 
@@ -113,7 +114,10 @@ class _Taken:
             if dtype != np.dtype(kind) or shape != wanted or size > self._sizes[member]:
                 raise ValueError(f"{name} is {dtype} {shape}, wanted {kind} {wanted}")
             data = file.read(size)
-        return np.frombuffer(data, dtype, prod(shape)).reshape(shape)
+        array = np.frombuffer(data, dtype, prod(shape)).reshape(shape)
+        if dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"{name} has numbers that are not finite")
+        return array
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -129,6 +133,8 @@ def _with_tokens(taken: _Taken, name: str, comparison: Comparison) -> Comparison
         taken.take(f"{name}.{what}", "<i8", len(chunks)) if taken.has(f"{name}.{what}") else None
         for what in ("clusters", "sizes")
     )
+    if sizes is not None and not (sizes.min(initial=0) >= 0 and sizes.sum() > 0):
+        raise ValueError(f"{name}: tokens of no bytes")
     rows = []
     for i, row in enumerate(comparison.rows):
         if taken.has(f"{name}.{i}.nll"):
@@ -148,6 +154,8 @@ def _chunks(taken: _Taken, name: str, comparison: Comparison) -> tuple[Chunk, ..
         for what, kind in (("tokens", "<i4"), ("outputs", "?"))
     )
     texts = taken.take(f"{name}.texts", "<i4", count)
+    if texts.min() < 0 or texts.max() >= len(comparison.protocol.texts):
+        raise ValueError(f"{name}: chunks of texts that are not there")
     digests = taken.take(f"{name}.digests", "|u1", count, 32)
     chunks = tuple(map(Chunk, tokens, outputs, map(int, texts)))
     if any(c.digest != bytes(d).hex() for c, d in zip(chunks, digests, strict=True)):

@@ -1,5 +1,6 @@
 """Everything about a comparison in one folder: record, sheet, model card, page and pictures."""
 
+import os
 from pathlib import Path
 
 from gemcut.errors import OutputError
@@ -20,8 +21,11 @@ def check_folder(folder: Path) -> None:
         raise OutputError(
             f"{folder / others[0]}: is there, and of no comparison; wanted another folder"
         )
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder}: is a file, wanted a folder")
+    above = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not above.is_dir():
+        raise OutputError(f"{above}: is a file, wanted a folder")
+    if not os.access(above, os.W_OK):
+        raise OutputError(f"{above}: cannot be written to: wanted another folder")
 
 
 def write_folder(report: Report, folder: Path) -> list[Path]:

@@ -114,7 +114,8 @@ def inline(plot: Plot) -> str:
     """
     element = _HEAD.sub("", svg(plot))
     element = _IDS.sub("", element)  # numbers that begin anew in every picture, and nothing uses
-    element = _SIZE.sub(f'<svg role="img" aria-label="{escape(plot.title)}"', element, count=1)
+    labelled = f'<svg role="img" aria-label="{escape(plot.title)}"'
+    element = _SIZE.sub(lambda _: labelled, element, count=1)  # a backslash in a name is itself
     return _COLOUR.sub(_themed, element)
 
 

@@ -71,6 +71,8 @@ def read(folder: Path) -> Report:
 
 
 def _of(path: Path) -> str:
+    if path.exists() and not path.is_file():  # a device may have no end
+        raise ReportError(f"{path}: is no file")
     try:
         return _digest(path)
     except OSError as error:

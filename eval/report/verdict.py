@@ -124,9 +124,7 @@ def _at_the_floor(
             "another way."
         )
     if unsure:
-        yield (
-            f"{listed(unsure)} cannot be told from the noise floor of {level:.2g} on this text."
-        )
+        yield (f"{listed(unsure)} cannot be told from the noise floor of {level:.2g} on this text.")
     if known and not close and level > 0:
         times = 1 + known[0][1].value / level
         shown = f"{times:,.0f}" if times >= 10 else f"{times:.2g}"

@@ -13,6 +13,7 @@ from gemcut.eval.texts.diagnosis import Diagnosis
 _ENDING = re.compile(r"\.gguf(?=$| \(KV )")
 _CACHE = re.compile(r" \(KV (\w+)/(\w+)\)$")
 
+_FEW = 6  # clusters: intervals of fewer are wide, and may be wrong where some are unlike others
 # What a framing does to a text, after "text".
 FRAMINGS = {
     "raw": "as it is",
@@ -78,7 +79,12 @@ def title(protocol: Protocol) -> str:
 def explanation(comparison: Comparison) -> list[str]:
     """What the numbers of a comparison rest on, a sentence each."""
     protocol, reference = comparison.protocol, comparison.reference
-    lines = [f"± is half of the 95 % interval over {protocol.n_clusters:,} {protocol.cluster}s."]
+    count, what = protocol.n_clusters, protocol.cluster
+    lines = [f"± is half of the 95 % interval over {count:,} {what}s."]
+    if count < _FEW:
+        lines.append("So few say little: score more text.")
+    elif what == "chunk":
+        lines.append("Of ten texts or more it would be over texts, which have less in common.")
     if reference is not None:
         lines.append(f"Compared token by token with {reference.column.name}.")
     if comparison.floor is not None:

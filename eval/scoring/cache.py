@@ -61,7 +61,10 @@ class Cache(Closing):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"{path.parent}: cannot be made: {error.strerror}") from error
+            raise OutputError(
+                f"{path.parent}: cannot be made: {error.strerror}; choose another "
+                "place for scores (XDG_CACHE_HOME)"
+            ) from error
         with self._guarded():
             self._base = sqlite3.connect(path, timeout=_WAIT_SECONDS, isolation_level=None)
             try:

@@ -28,6 +28,10 @@ from gemcut.sizes import format_size
 
 MAGIC = b"_logits_"
 CLAMP = 16.0  # logits below the largest
+WANTED = (
+    "a .kld file holds chunks of one length, of which the second half is scored: use --framing raw "
+    "or bos"
+)
 _HEADER = struct.Struct("<8s3i")
 _MOST_VOCABULARY, _MOST_CONTEXT = 1 << 24, 1 << 24
 
@@ -84,7 +88,9 @@ class KldFile:
         """
         rows = self._rows[chunk, which]
         scales = np.ascontiguousarray(rows[:, :4]).view("<f4")
-        if not (np.isfinite(scales).all() and (scales[:, 0] >= 0).all()):
+        steps, least = scales.T
+        # The least of several probabilities is below 1; where zeros are left of a row it is not.
+        if not (np.isfinite(scales).all() and (steps >= 0).all() and (least < 0).all()):
             raise TextError(f"{self.path}: chunk {chunk + 1} is damaged: save it anew")
         return unpack(rows, self.n_vocab, out, threads)
 
@@ -181,10 +187,7 @@ def saved_tokens(chunks: Sequence[Chunk]) -> Tokens:
     lengths = {len(chunk.tokens) for chunk in chunks}
     mask = scored(max(lengths, default=2))
     if len(lengths) != 1 or not all(np.array_equal(chunk.outputs, mask) for chunk in chunks):
-        raise OutputError(
-            "a .kld file holds chunks of one length, of which the second half is scored: use "
-            "--framing raw or bos"
-        )
+        raise OutputError(WANTED)
     return np.stack([chunk.tokens for chunk in chunks])
 
 

@@ -6,11 +6,21 @@ from pathlib import Path
 import numpy as np
 
 from gemcut.engine import ModelOptions, default_threads
+from gemcut.errors import OutputError
 from gemcut.eval.scoring.column import Column
-from gemcut.eval.scoring.kld_file import file_bytes, saved_tokens, writing
+from gemcut.eval.scoring.kld_file import WANTED, file_bytes, saved_tokens, writing
 from gemcut.eval.scoring.scorer import Models
 from gemcut.eval.texts.chunks import Chunk, most_outputs, parts
+from gemcut.eval.texts.framing import OWN
 from gemcut.sizes import format_size
+
+
+def check_saving(path: Path, framing: str) -> None:
+    """Raise OutputError if logits of texts in this framing cannot be saved there."""
+    if framing == OWN:
+        raise OutputError(f"{path}: {WANTED}")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise OutputError(f"{path}: wanted the name of a file, in a folder that is there")
 
 
 def save_kld(

@@ -88,7 +88,8 @@ class Work:
             against = ""
         else:
             against = self.reference.key if self.reference else self.base_key
-        return sha256(f"{column.key} {against}".encode()).hexdigest()
+        used = self.options.get(column.file.path, ModelOptions()).devices or ()
+        return sha256(f"{column.key} {against} {' '.join(used)}".encode()).hexdigest()
 
     def numbers(self, column: Column | None = None) -> Sequence[int]:
         """The chunks that a column is scored on, in order; of the base all."""

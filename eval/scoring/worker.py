@@ -11,21 +11,24 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Thread
-from typing import IO
+from typing import IO, Any, TypeVar
 
+from gemcut.errors import EngineError
 from gemcut.eval.scoring.cache import Cache
 from gemcut.eval.scoring.passes import carry_out
-from gemcut.eval.scoring.work import Event, Report, Work
+from gemcut.eval.scoring.work import Report, Work
 
 # Not multiprocessing's way, which imports the caller's main module once more.
 _CHILD = "from gemcut.eval.scoring.worker import answer; answer()"
 _SAID = 4096  # bytes of its last words that are looked at
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,43 @@ def run_isolated(work: Work, cache: Path, report: Report) -> Crash | None:
 
     Raises what `carry_out` raises there, and what `report` raises here: the child is ended then.
     """
+    return _run((_score, work, cache), report)
+
+
+def apart(
+    what: str,
+    function: Callable[..., _T],
+    *arguments: object,
+    progress: Callable[[int, int], None] | None = None,
+) -> _T:
+    """What a function of a module makes of arguments, worked out in another process.
+
+    Args:
+        what: begins the message if the process ends.
+        progress: it is given one, too, and what it tells is told.
+
+    Raises what it raises; EngineError: the process ended, as it does where llama.cpp aborts.
+    """
+    found: list[_T] = []
+
+    def hear(kind: str, *said: Any) -> None:
+        if kind == "found":
+            found.extend(said)
+        elif progress:
+            progress(*said)
+
+    crash = _run((_returned, progress is not None, function, *arguments), lambda said: hear(*said))
+    if crash or not found:
+        raise EngineError(f"{what}: llama.cpp crashed ({crash})")
+    return found[0]
+
+
+def _run(task: tuple[object, ...], report: Callable[[Any], None]) -> Crash | None:
+    """Let another process do a task: a function, and its arguments but for the last, `report`."""
     with TemporaryFile() as said, _child(said) as (process, events):
         with suppress(BrokenPipeError):  # it ended already: it will be seen below
             assert process.stdin
-            pickle.dump((work, cache), process.stdin)
+            pickle.dump(task, process.stdin)
             process.stdin.flush()
         for event in _received(events):
             if isinstance(event, Exception):
@@ -87,7 +123,7 @@ def _child(said: IO[bytes]) -> Iterator[tuple["subprocess.Popen[bytes]", IO[byte
                 process.communicate()
 
 
-def _received(events: IO[bytes]) -> Iterator[Event | Exception]:
+def _received(events: IO[bytes]) -> Iterator[Any]:
     """What the child tells, until it ends."""
     with suppress(EOFError, pickle.UnpicklingError):  # cut short
         while True:
@@ -117,21 +153,31 @@ def _search_path() -> str:
 
 
 def answer() -> None:
-    """Do the work that comes on stdin, and tell of it on the pipe whose number is the argument."""
+    """Do the task that comes on stdin, and tell of it on the pipe whose number is the argument."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it as well, and ends this
-    work, path = pickle.load(sys.stdin.buffer)
+    function, *arguments = pickle.load(sys.stdin.buffer)
     Thread(target=_end_with_parent, daemon=True).start()
     with open(int(sys.argv[1]), "wb", buffering=0) as events:
 
-        def report(event: Event | Exception) -> None:
+        def report(event: object) -> None:
             events.write(pickle.dumps(event))
 
         try:
-            with Cache(path) as cache:
-                carry_out(work, cache, report)
+            function(*arguments, report)
         except Exception as error:
             error.add_note(f"in the process that scores:\n{traceback.format_exc()}")
             report(error)
+
+
+def _score(work: Work, path: Path, report: Report) -> None:
+    with Cache(path) as cache:
+        carry_out(work, cache, report)
+
+
+def _returned(tells: bool, function: Callable[..., object], *rest: Any) -> None:
+    *arguments, report = rest
+    more = {"progress": lambda *done: report(("progress", *done))} if tells else {}
+    report(("found", function(*arguments, **more)))
 
 
 def _end_with_parent() -> None:

@@ -47,9 +47,11 @@ class Estimate:
 
     def over(self, function: Callable[[float], float]) -> "Estimate":
         """A growing function of it: ends move along, the error to first order."""
-        value, low, high = (float(function(x)) for x in (self.value, self.low, self.high))
         step = 1e-6 * (abs(self.value) or 1.0)
-        slope = (float(function(self.value + step)) - value) / step
+        points = self.value, self.low, self.high, self.value + step
+        with np.errstate(over="ignore"):  # of a damaged file: then it is infinite
+            value, low, high, beyond = (float(function(x)) for x in points)
+        slope = (beyond - value) / step
         return Estimate(value, abs(slope) * self.error, low, high)
 
     def within(self, least: float, most: float = math.inf) -> "Estimate":

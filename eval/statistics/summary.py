@@ -77,7 +77,8 @@ def summarise(
     perplexity = nll.over(np.exp)
     independent = float(scores.nll.std(ddof=1) / math.sqrt(scores.nll.size))
     (bits, sizes), _ = totals([scores.nll / math.log(2), n_bytes], owners)
-    summary = Summary(perplexity, perplexity.value * independent, *estimates(bits[None], sizes))
+    (per_byte,) = estimates(bits[None], sizes)
+    summary = Summary(perplexity, perplexity.value * independent, per_byte)
     if reference is None or scores.divergence is None:
         return summary
     return _compared(summary, scores, scores.divergence, reference, owners)

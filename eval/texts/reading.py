@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gemcut.errors import TextError
+from gemcut.errors import TextError, printable
 from gemcut.eval.texts.text import MOST_BYTES, Text, Turn, read_bytes
 
 _MOST_TEXTS = 1 << 17
@@ -96,6 +96,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _file(path: Path, name: str, domain: str, data: bytes) -> Iterator[Text]:
+    name, domain = printable(name), printable(domain)
     if path.suffix.lower() == ".jsonl":
         return (text_of(entry, f"{name}:{number}", domain) for number, entry in entries(name, data))
     return iter([Text.decoded(name, data, domain)])

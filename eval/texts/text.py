@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
 from gemcut.errors import TextError
 
 MOST_BYTES = 1 << 30  # that are read: a text of 2 GiB llama.cpp would not take
+_PIECE = 1 << 20
 
 # (role, what is said), as in OpenAI's API: system, user, assistant.
 Turn = tuple[str, str]
@@ -78,7 +81,8 @@ def read_bytes(path: Path) -> bytes:
     """All of a file, or of a pipe. Raises TextError: missing, unreadable, larger than 1 GiB."""
     try:
         with open(path, "rb") as file:
-            data = file.read(MOST_BYTES + 1)
+            pieces = iter(partial(file.read, _PIECE), b"")  # at once it would take all memory first
+            data = b"".join(islice(pieces, MOST_BYTES // _PIECE + 1))
     except OSError as error:
         raise TextError(f"{path}: cannot read this text: {error.strerror}") from error
     if len(data) > MOST_BYTES:

@@ -9,7 +9,7 @@ from gemcut import llama
 from gemcut.api.measuring import calibration
 from gemcut.api.running import open_run
 from gemcut.engine import ModelOptions
-from gemcut.errors import GemcutError, UsageError
+from gemcut.errors import EngineError, GemcutError, UsageError
 from gemcut.eval.compare import columns_of, compare, compare_with_base
 from gemcut.eval.comparison import Anatomy, Comparison, Report
 from gemcut.eval.dissect import dissect
@@ -17,7 +17,9 @@ from gemcut.eval.files import File, select
 from gemcut.eval.scope import Means, Scope
 from gemcut.eval.scoring.column import Column
 from gemcut.eval.scoring.fitting import placed
-from gemcut.eval.scoring.saving import save_kld
+from gemcut.eval.scoring.saving import check_saving, save_kld
+from gemcut.eval.scoring.worker import apart
+from gemcut.eval.tasks.reading import read_task
 from gemcut.eval.tasks.result import TaskResult
 from gemcut.eval.tasks.run import run_tasks
 from gemcut.eval.texts.diagnosis import Diagnosis, diagnose
@@ -70,6 +72,7 @@ def evaluate(
         OutputError: there is no room for the reference's logits.
     """
     scope, means, extras = scope or Scope(), means or Means(), extras or Extras()
+    _check(extras, scope)
     if base:
         if reference or texts or extras.save_kld:
             raise UsageError("a .kld base has its own text and reference: name no others")
@@ -100,6 +103,14 @@ def evaluate(
     )
 
 
+def _check(extras: Extras, scope: Scope) -> None:
+    """Refuse what would be refused at the end, when hours are spent."""
+    for path in extras.tasks:
+        read_task(path)
+    if extras.save_kld:
+        check_saving(extras.save_kld, scope.framing)
+
+
 def _sound(files: Sequence[File], comparisons: Sequence[Comparison]) -> list[File]:
     """The files that could be scored: what crashed once is not run again, in this process."""
     failed = {row.column.file for each in comparisons for row in each.rows if row.failure}
@@ -118,7 +129,11 @@ def _diagnosed(file: File, texts: Sequence[Text], scope: Scope, means: Means) ->
     if scope.framing == OWN:
         return None
     options, special = placed([Column(file)]).get(file.path), scope.parse_special
-    found = diagnose(file.path, texts, scope.framing, options, means.threads, special)
+    asked = file.path, texts, scope.framing, options, means.threads, special
+    try:
+        found = apart(file.name, diagnose, *asked) if means.isolated else diagnose(*asked)
+    except EngineError:  # scoring it tells what is wrong, and what of the others can be told
+        return None
     if found.meaningless:
         means.tell(found.advice)
     return found

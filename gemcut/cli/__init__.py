@@ -69,7 +69,9 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run; a library's error becomes one line on stderr, and exit code 1 (2: wrong usage)."""
-        signal.signal(signal.SIGTERM, _end)
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):
+            if number and signal.getsignal(number) == signal.SIG_DFL:  # not so under nohup
+                signal.signal(number, _end)
         _open_streams()
         try:
             return super().invoke(ctx)
@@ -80,6 +82,8 @@ class Group(click.Group):
             raise SystemExit(_INTERRUPTED) from None
         except BrokenPipeError:  # click knows how to end then
             raise
+        except MemoryError as error:
+            raise click.ClickException("out of memory: end other programs, or ask less") from error
         except OSError as error:  # such as a folder that may not be looked into
             raise click.ClickException(str(error)) from error
 

@@ -115,7 +115,7 @@ def _report(stack: ExitStack, said: dict[str, Any]) -> "Report":
     if not said["files"]:
         raise UsageError("no file to score: name a GGUF, or --results of earlier comparisons")
     means = stack.enter_context(_means(said["threads"], said["no_cache"]))
-    if said["sweep"]:
+    if said["sweep"] is not None:
         files, reference = _swept(stack, means, said)
     else:
         files, reference = _given(said)

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gemcut import ggml
 from gemcut.engine import ContextOptions, default_threads, read_memory
-from gemcut.errors import EngineError
+from gemcut.errors import EngineError, PlanError
 from gemcut.llama.batch import Batch, Outputs, Span, checked_tokens, spans_of
 from gemcut.llama.library import log, require
 from gemcut.llama.model import Model
@@ -87,7 +88,7 @@ class Context(Sequences):
         params.n_threads = params.n_threads_batch = options.threads or default_threads()
         flash = options.flash_attention
         params.flash_attn_type = -1 if flash is None else int(flash)
-        params.type_k, params.type_v = _type(c, options.type_k), _type(c, options.type_v)
+        params.type_k, params.type_v = _type(options.type_k), _type(options.type_v)
         params.offload_kqv, params.op_offload = options.offload_kqv, options.op_offload
         params.swa_full, params.kv_unified = options.swa_full, options.kv_unified
         if self._callback:
@@ -202,8 +203,10 @@ def _too_many(found: int, limit: int, what: str) -> EngineError:
     return EngineError(f"{found} {what} is {limit}: ask for less or make it larger")
 
 
-def _type(c: Any, name: str) -> int:
-    number = getattr(c, f"GGML_TYPE_{name.upper()}", None)
-    if number is None:
-        raise EngineError(f"there is no cache type {name!r}: f16, bf16, f32, q8_0, q4_0 and others")
-    return int(number)
+def _type(name: str) -> int:
+    try:  # ggml's own number: the bindings do not know BF16
+        return ggml.type_named(name).id
+    except PlanError as error:
+        raise EngineError(
+            f"there is no cache type {name!r}: f16, bf16, f32, q8_0, q4_0 and others"
+        ) from error
