@@ -171,19 +171,26 @@ MODELS: dict[str, Callable[[str | None, int], Shape]] = {
 }
 
 
-def fill(path: Path, values: dict[str, Value], infos: list[TensorInfo]) -> None:
-    """Write a file of this metadata and these tensors, full of random weights."""
+def fill(
+    path: Path, values: dict[str, Value], infos: list[TensorInfo], spread: float = 1.0
+) -> None:
+    """Write a file of this metadata and these tensors, full of random weights.
+
+    spread: about the standard deviation of a token's logits.
+    """
     FOLDER.mkdir(parents=True, exist_ok=True)
     with GGUFWriter(path, values, infos) as writer:
         for info in infos:
-            rows = ones(info) if len(info.shape) == 1 else tile(info.type.name, info.shape[-1])
+            scale = spread if info.name == "output_norm.weight" else 1.0
+            one = len(info.shape) == 1
+            rows = norms(info, scale) if one else tile(info.type.name, info.shape[-1])
             for start in range(0, info.rows, len(rows)):
                 writer.write(info.name, start, rows[: info.rows - start])
 
 
-def ones(info: TensorInfo) -> ggml.Bytes:
-    """Norms and scales that change nothing."""
-    return np.ones((1, info.shape[0]), np.float32).view(np.uint8)
+def norms(info: TensorInfo, scale: float) -> ggml.Bytes:
+    """Norms and scales that are all alike."""
+    return np.full((1, info.shape[0]), scale, np.float32).view(np.uint8)
 
 
 @cache

@@ -122,6 +122,7 @@ def _rows(columns: Sequence[Column], material: Material, scope: Scope, means: Me
     chunks, n_ctx = material.chunks, max(len(chunk.tokens) for chunk in material.chunks)
     most = max(map(most_outputs, chunks))
     options = placed(columns, n_ctx, most, means.threads)
+    means.tell(f"scoring {len(columns)} columns on {len(chunks)} chunks of up to {n_ctx} tokens")
     some = tuple(spread(chunks, scope.floor))
     subset = {column: some for column in columns if column.role == FLOOR}
     scored = score_columns(

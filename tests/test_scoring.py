@@ -284,6 +284,18 @@ def test_logits_that_are_not_finite_name_the_chunk(files, chunks, faulty):
     assert "chunk 2 of 3: 3 of 31 scored tokens" in found.failures[files[1]]
 
 
+def test_a_file_that_knows_nothing_is_damaged(files, chunks, monkeypatch):
+    """NaN among the weights may come out as zeros: then every token is equally likely."""
+    logits = Scorer.logits
+    monkeypatch.setattr(
+        Scorer, "logits", lambda self, part: logits(self, part) * (self.column != files[1])
+    )
+
+    found = score_columns(files, chunks)
+
+    assert "all 31 scored tokens are equally likely" in found.failures[files[1]]
+
+
 def test_a_reference_that_is_not_finite_ends_it(files, chunks, faulty):
     faulty(files[0])
 

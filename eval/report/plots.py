@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from importlib.util import find_spec
+from importlib import import_module
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +93,12 @@ class Plot:
 
 
 def available() -> bool:
-    """Whether matplotlib is there."""
-    return find_spec("matplotlib") is not None
+    """Whether matplotlib is there, and works."""
+    try:
+        import_module("matplotlib")
+    except ImportError:
+        return False
+    return True
 
 
 def svg(plot: Plot) -> str:

@@ -255,7 +255,8 @@ def _rate(rate: float, spread: float) -> str:
     if not rate:
         return ""
     shown = f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
-    return f"{shown} ± {spread:.2g}" if spread else shown
+    off = f"{spread:.0f}" if spread >= 10 else f"{spread:.2g}"
+    return f"{shown} ± {off}" if spread else shown
 
 
 def _conditions(files: Sequence[Anatomy]) -> Iterator[str]:

@@ -7,6 +7,8 @@ its next chunk. What is kept is a few numbers a token, in the cache.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from gemcut.errors import EngineError
 from gemcut.eval.scoring.cache import Cache
 from gemcut.eval.scoring.column import Column
@@ -136,10 +138,11 @@ class Lockstep:
             self.cache.put(self.work.key(scorer.column), self.work.chunks[number], scores)
 
     def _trouble(self, number: int, scores: Scores) -> str:
-        if not (bad := broken(scores)):
+        count, where = len(scores.nll), f"chunk {number + 1} of {len(self.work.chunks)}"
+        if bad := broken(scores):
+            what = f"{bad} of {count} scored tokens have logits that are not finite"
+        elif count > 1 and not np.ptp(scores.nll):  # NaN among weights may be rounded to zeros
+            what = f"all {count} scored tokens are equally likely"
+        else:
             return ""
-        return (
-            f"chunk {number + 1} of {len(self.work.chunks)}: {bad} of {len(scores.nll)} scored "
-            "tokens have logits that are not finite; the file is damaged, or a type or back-end is "
-            "faulty"
-        )
+        return f"{where}: {what}; the file is damaged, or a type or back-end is faulty"
