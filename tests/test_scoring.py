@@ -284,6 +284,17 @@ def test_logits_that_are_not_finite_name_the_chunk(files, chunks, faulty):
     assert "chunk 2 of 3: 3 of 31 scored tokens" in found.failures[files[1]]
 
 
+def test_the_only_file_of_all_may_fail_too(files, chunks, monkeypatch):
+    def refuse(self, part):
+        raise EngineError("llama.cpp did not decode")
+
+    monkeypatch.setattr(Scorer, "logits", refuse)
+
+    found = score_columns([Column(files[1].file)], chunks)
+
+    assert list(found.failures.values()) == ["llama.cpp did not decode"] and not found.scores
+
+
 def test_a_file_that_knows_nothing_is_damaged(files, chunks, monkeypatch):
     """NaN among the weights may come out as zeros: then every token is equally likely."""
     logits = Scorer.logits

@@ -83,7 +83,7 @@ class Lockstep:
         candidates = [scorer for scorer in working if scorer is not self.source]
         logits = {scorer: self._candidate(scorer, number, part) for scorer in candidates}
         whole = {scorer: rows for scorer, rows in logits.items() if rows is not None}
-        if part.n_scored:
+        if part.n_scored and (whole or base is not None):
             cutoff, threads = self.source.cutoff if self.source else None, self.work.threads
             scores = score(part.targets, [*whole.values()], base, threads, cutoff)
             owners = whole if base is None else [None, *whole]
