@@ -21,6 +21,7 @@ from common import demo_file, demo_text, peer
 
 from gemcut.eval.compare import compare, compare_with_base
 from gemcut.eval.comparison import Row
+from gemcut.eval.files import select
 from gemcut.eval.scope import Means, Scope
 from gemcut.eval.texts.text import Text
 
@@ -50,7 +51,7 @@ def main() -> None:
         base = Path(folder) / "base.kld"
         peers = _run_peer(arguments, base)
         means = Means(arguments.threads)
-        over_base = compare_with_base(arguments.models, base, means=means)
+        over_base = compare_with_base(select(arguments.models, None), base, means=means)
     text = [Text.read(arguments.text)]
     how = arguments.n_ctx, arguments.chunks, Scope(floor=8), means
     live = compare(arguments.models, arguments.reference, text, *how)

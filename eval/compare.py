@@ -51,18 +51,31 @@ def compare(
         EngineError: the files' vocabularies differ, or the reference cannot be scored; another file
             that cannot be is a row that says why.
     """
+    chosen = select(files, reference)
+    return compare_selected(chosen, reference is not None, texts, n_ctx, chunks, scope, means)
+
+
+def compare_selected(
+    files: Sequence[File],
+    has_reference: bool,
+    texts: Sequence[Text],
+    n_ctx: int = 512,
+    chunks: int | None = None,
+    scope: Scope | None = None,
+    means: Means | None = None,
+) -> Comparison:
+    """As `compare`, of files that are described already (`files.select`), the reference first."""
     scope, means = scope or Scope(), means or Means()
     _check_enough(chunks)
-    chosen = select(files, reference)
-    notes = check_alike([file.path for file in chosen])
-    material = of_texts(chosen[0], texts, n_ctx, chunks, scope, means)
-    columns = columns_of(chosen, reference is not None, scope)
-    notes += (*_notes(chosen, reference is not None, n_ctx), *material.notes)
+    notes = check_alike([file.path for file in files])
+    material = of_texts(files[0], texts, n_ctx, chunks, scope, means)
+    columns = columns_of(files, has_reference, scope)
+    notes += (*_notes(files, has_reference, n_ctx), *material.notes)
     return _compared(columns, material, scope, means, notes)
 
 
 def compare_with_base(
-    files: Sequence[Path],
+    files: Sequence[File],
     base: Path,
     chunks: int | None = None,
     scope: Scope | None = None,
@@ -77,10 +90,9 @@ def compare_with_base(
     """
     scope, means = scope or Scope(), means or Means()
     _check_enough(chunks)
-    chosen = select(files, None)
-    notes = check_alike([file.path for file in chosen])
-    material = of_base(chosen[0], base, chunks, means)
-    columns = columns_of(chosen, False, scope)
+    notes = check_alike([file.path for file in files])
+    material = of_base(files[0], base, chunks, means)
+    columns = columns_of(files, False, scope)
     return _compared(columns, material, scope, means, (*notes, *material.notes))
 
 

@@ -6,11 +6,11 @@ what they found: an artefact turns them into one error of its own.
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gemcut.errors import GemcutError, OutputError
+from gemcut.errors import GemcutError
+from gemcut.outputs import completed
 
 T = TypeVar("T")
 Reader = Callable[[Any, str], T]  # of a value, and what it is
@@ -40,14 +40,8 @@ def read_text(path: Path, what: str, error: type[GemcutError]) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file, complete or not at all. Raises OutputError."""
-    partial = Path(path).parent / f".{Path(path).name}.partial"
-    try:
+    with completed(Path(path)) as partial:
         partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # what stopped the writing may stop this, too
-            partial.unlink()
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def parse(text: str) -> Any:

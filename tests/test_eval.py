@@ -141,7 +141,7 @@ def test_a_base_that_was_saved_stands_for_the_reference(bf16, q4_k_m, text, tmp_
     live = compare([q4_k_m], bf16, [text], chunks=3, means=TWO)
     save_kld(tmp_path / "base.kld", Column(live.reference.column.file), live.chunks, None, 2)
 
-    found = compare_with_base([q4_k_m], tmp_path / "base.kld", means=TWO)
+    found = compare_with_base(select([q4_k_m], None), tmp_path / "base.kld", means=TWO)
 
     assert found.reference.column.name == "base.kld"
     kld = found.files[0].summary.kld.value
@@ -196,7 +196,7 @@ def test_a_base_of_another_vocabulary_is_refused(bf16, tmp_path):
             writer.add(np.zeros((7, 96), np.float32))
 
     with pytest.raises(EngineError, match="vocabulary of 96 tokens, .* has 2048"):
-        compare_with_base([bf16], tmp_path / "base.kld")
+        compare_with_base(select([bf16], None), tmp_path / "base.kld")
 
 
 # --- parts ---------------------------------------------------------------------------------------

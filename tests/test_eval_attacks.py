@@ -86,7 +86,9 @@ def _counted(number, progress):
 
 
 def test_what_would_fail_at_the_end_is_refused_at_once(q4_k_m, text, tmp_path, monkeypatch):
-    monkeypatch.setattr("gemcut.api.comparing.compare", lambda *_: pytest.fail("hours were spent"))
+    monkeypatch.setattr(
+        "gemcut.api.comparing.compare_selected", lambda *_: pytest.fail("hours were spent")
+    )
     (tmp_path / "file").touch()
     command = ["eval", q4_k_m, "--text", text, *SHORT]
 

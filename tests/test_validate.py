@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gemcut import api
-from gemcut.api import validating
+from gemcut.api import base
 from gemcut.demo.text import held_out_text
 from gemcut.errors import PlanError, TextError
 from gemcut.eval.compare import compare
@@ -68,7 +68,7 @@ def test_a_reference_that_does_not_fit_is_q8_0(
     q4_k_m, checkpoint, plan, text, tmp_path, monkeypatch
 ):
     small = replace(inspect_machine(), ram_available=16_000_000)
-    monkeypatch.setattr(validating, "inspect_machine", lambda: small)
+    monkeypatch.setattr(base, "inspect_machine", lambda: small)
     output = tmp_path / "m.gguf"
     output.write_bytes(q4_k_m.read_bytes())
 

@@ -42,7 +42,8 @@ def to_arrays(report: Report) -> Arrays:
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
     """The file: equal arrays make equal bytes."""
-    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # of allow_pickle
+    with open(path, "wb") as file:  # to a path, numpy would add an ending
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # of allow_pickle
 
 
 def with_arrays(report: Report, path: Path) -> Report:

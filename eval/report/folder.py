@@ -10,6 +10,7 @@ from gemcut.eval.report.card import card
 from gemcut.eval.report.page import page
 from gemcut.eval.report.sections import gallery
 from gemcut.eval.report.sheet import sheet
+from gemcut.outputs import completed
 
 PAGE, CARD, SHEET, PLOTS = "report.html", "README.md", "report.csv", "plots"
 
@@ -47,7 +48,8 @@ def write_folder(report: Report, folder: Path) -> list[Path]:
         (folder / record.RECORD).unlink(missing_ok=True)
         _remove_others(folder / PLOTS, {Path(name).name for name in pictures})
         for name, data in made.items():
-            _put(folder / name, data)
+            with completed(folder / name) as partial:
+                partial.write_bytes(data)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}") from error
     record.write(report, folder)
@@ -69,12 +71,3 @@ def _remove_others(plots_folder: Path, names: set[str]) -> None:
         for path in plots_folder.glob(kind):
             if path.name not in names:
                 path.unlink()
-
-
-def _put(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from gemcut.artefact import parse, read_text, write_text
-from gemcut.errors import OutputError, ReportError
+from gemcut.errors import ReportError
 from gemcut.eval.comparison import Report
 from gemcut.eval.report.arrays import to_arrays, with_arrays, write_arrays
 from gemcut.eval.report.plain import from_plain, to_plain
 from gemcut.eval.report.words import portable
+from gemcut.outputs import completed
 
 RECORD, SCORES = "report.json", "scores.npz"
 _FORMAT = 3
@@ -30,15 +31,9 @@ def write(report: Report, folder: Path) -> None:
 
     The JSON, which has the digest of the other file, comes last: without it there is no record.
     """
-    scores = folder / SCORES
-    partial = folder / f".{SCORES}.partial.npz"
-    try:
+    with completed(folder / SCORES) as partial:
         write_arrays(partial, to_arrays(report))
         digest = _digest(partial)
-        partial.replace(scores)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"{scores}: cannot be written: {error.strerror}") from error
     document = to_dict(report) | {"scores_sha256": digest}
     write_text(folder / RECORD, json.dumps(document, indent=1, sort_keys=True) + "\n")
 

@@ -1,6 +1,6 @@
 """A column of a comparison: one file run in one way."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from importlib.metadata import version
@@ -26,7 +26,6 @@ class Column:
     type_v: str = "f16"
     n_ubatch: int = 512
     flash_attention: bool = True
-    devices: tuple[str, ...] = field(default=(), compare=False)  # where it ran, as far as known
 
     @property
     def name(self) -> str:
@@ -37,7 +36,7 @@ class Column:
     @cached_property
     def key(self) -> str:
         """A digest of all that decides its numbers: same key, same scores of a chunk."""
-        how = {k: v for k, v in asdict(self).items() if k not in ("file", "role", "devices")}
+        how = {k: v for k, v in asdict(self).items() if k not in ("file", "role")}
         engine = version("llama-cpp-python")
         return sha256(dumps([self.file.fingerprint, engine, how]).encode()).hexdigest()
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from gemcut.errors import OutputError, TextError
 from gemcut.eval.scoring.packed import pack, row_words, unpack
 from gemcut.eval.texts.chunks import Chunk, Part, Tokens, half_scored, scored
+from gemcut.outputs import completed
 from gemcut.score import Logits
 from gemcut.sizes import format_size
 
@@ -163,19 +164,13 @@ def writing(path: Path, tokens: Tokens, n_vocab: int) -> Iterator[KldWriter]:
     Raises:
         OutputError: the disk has no room for it or refuses, or chunks are missing at the end.
     """
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    try:
+    with completed(path) as partial:
         _check_room(path, file_bytes(tokens.shape[1], n_vocab, len(tokens)))
-        with open(unfinished, "wb") as file:
+        with open(partial, "wb") as file:
             writer = KldWriter(file, tokens, n_vocab)
             yield writer
         if writer.left:
             raise OutputError(f"{path}: {writer.left} chunks are missing, it is not kept")
-        unfinished.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def saved_tokens(chunks: Sequence[Chunk]) -> Tokens:

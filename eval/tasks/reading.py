@@ -8,6 +8,7 @@ from gemcut.errors import TextError
 from gemcut.eval.tasks.binary import looks_binary, multiple_choice
 from gemcut.eval.tasks.formats import hellaswag, jsonl, winogrande
 from gemcut.eval.tasks.task import HELLASWAG, JSONL, KINDS, MULTIPLE_CHOICE, WINOGRANDE, Item, Task
+from gemcut.eval.texts.text import read_bytes
 
 _MOST_BYTES = 1 << 28
 _TEXTS: dict[str, Callable[[str], Iterator[Item]]] = {
@@ -27,7 +28,7 @@ def read_task(given: Path | str) -> Task:
         TextError: it cannot be read, is of no known format, damaged, or too large.
     """
     kind, path = _named(str(given))
-    data = _bytes(path)
+    data = read_bytes(path, _MOST_BYTES, "task")
     kind = kind or _guessed(data)
     try:
         items = tuple(multiple_choice(data) if kind == MULTIPLE_CHOICE else _read(kind, data))
@@ -42,17 +43,6 @@ def _named(given: str) -> tuple[str, Path]:
     """The kind that is said, or "", and the path."""
     kind, colon, path = given.partition(":")
     return (kind, Path(path)) if colon and kind in KINDS else ("", Path(given))
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise TextError(f"{path}: cannot read this task: {error.strerror}") from error
-    if len(data) > _MOST_BYTES:
-        raise TextError(f"{path}: larger than {_MOST_BYTES} bytes: no file of tasks is; split it")
-    return data
 
 
 def _guessed(data: bytes) -> str:

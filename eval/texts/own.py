@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gemcut.engine import Sampling
-from gemcut.errors import OutputError, TextError, printable
+from gemcut.errors import TextError, printable
 from gemcut.eval.texts.chunks import MIN_CHUNKS, Chunk
 from gemcut.eval.texts.dialogue import Dialogue
 from gemcut.eval.texts.framing import answer
@@ -28,6 +28,7 @@ from gemcut.eval.texts.prompts import built_in
 from gemcut.eval.texts.reading import MOST_NAME, entries, text_of
 from gemcut.eval.texts.text import Text, read_bytes
 from gemcut.llama import Context, Model, Sampler
+from gemcut.outputs import completed
 from gemcut.runtime.chat.chat import recommended_sampling
 from gemcut.runtime.language.prompt import prompt_tokens
 
@@ -139,16 +140,9 @@ def write(path: Path, answers: Iterable[Answer], vocabulary: Model) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    try:
-        with open(unfinished, "w", encoding="utf-8") as file:
-            for answer in answers:
-                file.write(json.dumps(_entry(answer, vocabulary), ensure_ascii=False) + "\n")
-        unfinished.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with completed(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        for answer in answers:
+            file.write(json.dumps(_entry(answer, vocabulary), ensure_ascii=False) + "\n")
 
 
 def read(path: Path, vocabulary: Model) -> list[Answer]:

@@ -77,16 +77,20 @@ class Text:
         return cls(name, content, sha256(data).hexdigest(), len(data), domain, messages)
 
 
-def read_bytes(path: Path) -> bytes:
-    """All of a file, or of a pipe. Raises TextError: missing, unreadable, larger than 1 GiB."""
+def read_bytes(path: Path, most: int | None = None, what: str = "text") -> bytes:
+    """All of a file, or of a pipe.
+
+    Raises TextError: missing, unreadable, larger than `most` bytes (None: MOST_BYTES).
+    """
+    most = MOST_BYTES if most is None else most
     try:
         with open(path, "rb") as file:
             pieces = iter(partial(file.read, _PIECE), b"")  # at once it would take all memory first
-            data = b"".join(islice(pieces, MOST_BYTES // _PIECE + 1))
+            data = b"".join(islice(pieces, most // _PIECE + 1))
     except OSError as error:
-        raise TextError(f"{path}: cannot read this text: {error.strerror}") from error
-    if len(data) > MOST_BYTES:
-        raise TextError(f"{path}: longer than {MOST_BYTES} bytes (1 GiB): name a part of it")
+        raise TextError(f"{path}: cannot read this {what}: {error.strerror}") from error
+    if len(data) > most:
+        raise TextError(f"{path}: longer than {most} bytes: name a part of it")
     return data
 
 

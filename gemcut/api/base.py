@@ -21,6 +21,7 @@ from gemcut.quantize.identity import VERSION, model_key
 from gemcut.quantize.probe import Sample, check_memory
 from gemcut.quantize.swapping import check_types
 from gemcut.quantize.writer import Tell
+from gemcut.runtime.machine.inspection import inspect_machine
 from gemcut.sizes import format_size
 
 NAME = "q8_0.gguf"
@@ -151,6 +152,14 @@ def counted(progress: Callable[[int, int], None] | None, total: int) -> Callable
             progress(done, total)
 
     return advance
+
+
+def finest(model: Model, beside: int) -> str:
+    """The type of a reference that is made for the time being: BF16 if that and the largest file
+    beside it, of so many bytes, fit into memory; else Q8_0."""
+    memory = inspect_machine().ram_available
+    size = planned_size(model, make_plan(model, Target("bf16")))
+    return "bf16" if memory is None or size + beside <= memory else _TYPE
 
 
 def source_gguf(model: Model) -> Path | None:

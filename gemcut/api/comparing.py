@@ -10,7 +10,7 @@ from gemcut.api.measuring import calibration
 from gemcut.api.running import open_run
 from gemcut.engine import ModelOptions
 from gemcut.errors import EngineError, GemcutError, UsageError
-from gemcut.eval.compare import columns_of, compare, compare_with_base
+from gemcut.eval.compare import columns_of, compare_selected, compare_with_base
 from gemcut.eval.comparison import Anatomy, Comparison, Report
 from gemcut.eval.dissect import dissect
 from gemcut.eval.files import File, select
@@ -73,17 +73,17 @@ def evaluate(
     """
     scope, means, extras = scope or Scope(), means or Means(), extras or Extras()
     _check(extras, scope)
+    if base and (reference or texts or extras.save_kld):
+        raise UsageError("a .kld base has its own text and reference: name no others")
+    chosen = select(files, reference)
     if base:
-        if reference or texts or extras.save_kld:
-            raise UsageError("a .kld base has its own text and reference: name no others")
-        comparisons, diagnosis = [compare_with_base(files, base, chunks, scope, means)], None
-        chosen = select(files, None)
+        comparisons, diagnosis = [compare_with_base(chosen, base, chunks, scope, means)], None
     else:
-        chosen = select(files, reference)
         read, scope = _read(texts, chosen[0], scope)
         diagnosis = _diagnosed(chosen[0], read, scope, means)
         comparisons = [
-            compare(files, reference, read, n_ctx, chunks, scope, means) for n_ctx in contexts
+            compare_selected(chosen, bool(reference), read, n_ctx, chunks, scope, means)
+            for n_ctx in contexts
         ]
     if extras.save_kld:
         _save(chosen[0], comparisons[0], extras.save_kld, means)

@@ -2,30 +2,26 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from gemcut.api.base import counted, source_gguf
+from gemcut.api.base import counted, finest, source_gguf
 from gemcut.api.cutting import FLOAT_TYPES, Target, make_plan, planned_size, quantize_model
 from gemcut.convert.model import Model
 from gemcut.errors import OutputError, UsageError
 from gemcut.plan import Plan
 from gemcut.quantize.artefacts import Artefacts
 from gemcut.quantize.identity import VERSION, digest, model_key
-from gemcut.quantize.importance import importance_for
-from gemcut.quantize.statistics import Statistics, read_statistics
+from gemcut.quantize.importance import Importance, importance_for
+from gemcut.quantize.statistics import read_statistics
 from gemcut.quantize.writer import Tell, carrying
-from gemcut.runtime.machine.inspection import inspect_machine
 from gemcut.sizes import format_size, parse_size
 
 _MOST = 32  # levels: each is a whole file
-# A temporary reference is not to be a file that does not fit into memory: it would be read from
-# the disk for every chunk.
-_FINEST, _FINE = "BF16", "Q8_0"
 
 StageProgress = Callable[[str, int, int], None]  # told (what, done, in all)
 
@@ -92,11 +88,16 @@ def swept(
     statistics = read_statistics(imatrix) if imatrix else None
     importance = importance_for(statistics, model.tensors) if statistics else None
     plans = {f"{level.name}.gguf": make_plan(model, level.target, importance) for level in levels}
-    wanted, base = dict(plans), f"{_finest(model, plans)}.gguf"
+    wanted, base = dict(plans), ""
     if reference is None:
-        wanted.setdefault(base, make_plan(model, Target(base.removesuffix(".gguf"))))
+        kind = finest(model, max(planned_size(model, plan) for plan in plans.values())).upper()
+        base = f"{kind}.gguf"
+        wanted.setdefault(base, make_plan(model, Target(kind)))
     with _folder(folder, keep) as place:
-        builder = _Builder(model, Artefacts(place), statistics, threads, progress, tell)
+        imatrix_key = digest(statistics) if statistics else "none"
+        key = {"version": VERSION, "source": model_key(model), "importance": imatrix_key}
+        carried = carrying(model, statistics) if statistics else model
+        builder = _Builder(carried, Artefacts(place), key, importance, threads, progress, tell)
         builder.check_room(wanted)
         for name, plan in wanted.items():
             builder.build(name, plan)
@@ -107,7 +108,8 @@ def swept(
 class _Builder:
     model: Model
     artefacts: Artefacts
-    statistics: Statistics | None
+    key: Mapping[str, str]  # of what all files are made from
+    importance: Importance | None
     threads: int | None
     progress: StageProgress | None
     tell: Tell | None
@@ -120,12 +122,10 @@ class _Builder:
             return
         if progress := self.progress:
             stage = counted(lambda done, total: progress(name, done, total), self.model.weights)
-        model, importance = self.model, None
-        if self.statistics:
-            model = carrying(model, self.statistics)
-            importance = importance_for(self.statistics, model.tensors)
         target = Target(plan=plan)
-        quantize_model(model, path, target, importance, self.threads, stage, tell=self.tell)
+        quantize_model(
+            self.model, path, target, self.importance, self.threads, stage, tell=self.tell
+        )
         self.artefacts.keep(name, self._key(plan))
 
     def check_room(self, plans: dict[str, Plan]) -> None:
@@ -145,12 +145,7 @@ class _Builder:
         return self.artefacts.outdated(name, self._key(plan)) is None
 
     def _key(self, plan: Plan) -> dict[str, str]:
-        return {
-            "version": VERSION,
-            "source": model_key(self.model),
-            "plan": sha256(plan.to_json().encode()).hexdigest(),
-            "importance": digest(self.statistics) if self.statistics else "none",
-        }
+        return {**self.key, "plan": sha256(plan.to_json().encode()).hexdigest()}
 
     def _say(self, text: str) -> None:
         if self.tell:
@@ -185,11 +180,3 @@ def _finished(model: Model) -> Path | None:
     """The source, if it can be held against as it is."""
     types = {tensor.source_type for tensor in model.tensors}
     return source_gguf(model) if types <= set(FLOAT_TYPES) else None
-
-
-def _finest(model: Model, plans: dict[str, Plan]) -> str:
-    """The type of a reference: the finest one that fits into memory beside the largest file."""
-    memory = inspect_machine().ram_available
-    largest = max(planned_size(model, plan) for plan in plans.values())
-    size = planned_size(model, make_plan(model, Target(_FINEST)))
-    return _FINEST if memory is None or size + largest <= memory else _FINE

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gemcut import llama
-from gemcut.api.base import Base, source_gguf
+from gemcut.api.base import Base, finest, source_gguf
 from gemcut.api.chain import dealt_texts
 from gemcut.api.cutting import Target, make_plan, planned_size, quantize_model
 from gemcut.api.measuring import calibration
@@ -22,7 +22,6 @@ from gemcut.plan import Measured, Plan
 from gemcut.quantize.artefacts import Artefacts
 from gemcut.quantize.identity import text_digest
 from gemcut.quantize.writer import Tell
-from gemcut.runtime.machine.inspection import inspect_machine
 
 CHUNKS = 32
 
@@ -134,8 +133,7 @@ def _type(model: Model) -> str:
 
 
 def _finest(model: Model, output: Path) -> str:
-    """BF16, if that and the file fit into memory, and it onto the disk; else Q8_0."""
-    size = planned_size(model, make_plan(model, Target("bf16")))
-    memory = inspect_machine().ram_available
-    fits = memory is None or size + output.stat().st_size <= memory
-    return "bf16" if fits and size <= shutil.disk_usage(output.parent).free else "q8_0"
+    """As `finest` has it, if that has room on the disk; else Q8_0."""
+    kind = finest(model, output.stat().st_size)
+    size = planned_size(model, make_plan(model, Target(kind)))
+    return kind if size <= shutil.disk_usage(output.parent).free else "q8_0"
