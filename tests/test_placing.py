@@ -4,12 +4,15 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from gemcut.cli.placing import described, placement_options
-from gemcut.errors import GemcutError
+from gemcut import api
+from gemcut.cli.outline import described
+from gemcut.cli.placing import placement_options
+from gemcut.errors import GemcutError, UsageError
 from gemcut.gguf_file import GGUFFile
 from gemcut.runtime.machine.cards import named
 from gemcut.runtime.placement.given import ALL, Given
 from gemcut.runtime.placement.placement import plan_run
+from tests.hollow import hollow, machine
 
 
 def understood(*words, parallel=1):
@@ -50,6 +53,7 @@ def understood(*words, parallel=1):
         ("--mlock", Given(load_mode="mmap_mlock")),
         ("--mlock --no-mmap", Given(load_mode="mlock")),
         ("--load-mode dio", Given(load_mode="direct_io")),
+        ("--load-mode auto --no-mmap", Given(load_mode="none")),
         ("--no-repack --no-host", Given(repack=False, no_host=True)),
         ("--no-op-offload --swa-full", Given(op_offload=False, swa_full=True)),
     ],
@@ -69,6 +73,32 @@ def test_words_that_mean_nothing(words):
     """One line that says what was wanted."""
     with pytest.raises(GemcutError, match="wanted|is not a size|write|needs"):
         understood(*words.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "one", "other"),
+    [
+        ("--load-mode mmap --no-mmap", "--no-mmap", "--load-mode mmap"),
+        ("--load-mode dio --mlock", "--mlock", "--load-mode dio"),
+        ("-cmoe -ncmoe 0", "-cmoe", "-ncmoe 0"),
+        ("-sm none -ts 1,1", "-sm none", "-ts 1,1"),
+        ("-b 256 -ub 512", "-b 256", "-ub 512"),
+        ("-dev none -ngl 9", "-dev none", "-ngl 9"),
+        ("-dev none -ts 1,1", "-dev none", "-ts 1,1"),
+        ("-dev none --rpc a:1", "-dev none", "--rpc a:1"),
+    ],
+)
+def test_words_that_contradict_each_other(words, one, other):
+    """Both are named; neither is left out in silence."""
+    with pytest.raises(UsageError, match=f"^{one} and {other} contradict"):
+        understood(*words.split())
+
+
+@pytest.mark.parametrize(
+    "words", ["--load-mode none --no-mmap", "--load-mode mlock --mlock", "-dev none -ngl 0"]
+)
+def test_words_that_say_the_same(words):
+    assert understood(*words.split()).given
 
 
 @pytest.mark.parametrize("words", ["-ub 0", "-t 0", "-np 300", "-c x", "-fa maybe", "-ncmoe -1"])
@@ -98,6 +128,14 @@ def test_five_lines(q8_0, machine):
     assert "4096 tokens, keys and values in f16" in lines[2]
     assert "tokens/s written" in lines[3] and "±" in lines[3]
     assert lines[4].startswith("notes: ")
+
+
+@pytest.mark.parametrize(("architecture", "refused"), [("nonesuch", True), ("qwen3moe", False)])
+def test_what_llama_cpp_will_not_load_is_said(tmp_path, architecture, refused):
+    """A plan needs no more than headers; the note is the first one."""
+    path = hollow(tmp_path / "m.gguf", architecture=architecture)
+    notes = api.prepare(path, profile=machine()).notes
+    assert [f"has no architecture {architecture}" in note for note in notes[:1]] == [True] * refused
 
 
 @pytest.mark.parametrize(

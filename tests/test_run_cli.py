@@ -96,7 +96,9 @@ def test_a_prompt_comes_before_files_and_pipe(tmp_path, monkeypatch):
         ((), b"caf\xe9", 1, "stdin: byte 3 is no UTF-8"),
         (("-f", "missing.txt"), None, 1, "missing.txt: cannot be read"),
         (("-p", "x", "--grammar", "bad.gbnf"), None, 2, "grammar"),
-        (("-p", "x", "--json-schema", '{"type": 3}'), None, 2, "schema"),
+        (("-p", "x", "--grammar", "empty.gbnf"), None, 2, "no rule called root"),
+        (("-p", "x", "--json-schema", '{"type": 3}'), None, 2, "type is 3, wanted a type"),
+        (("-p", "x", "--json-schema", ""), None, 2, "--json-schema is empty"),
         (("-p", "x", "--json-schema", "{"), None, 2, "not JSON"),
         (("-p", "x", "--json-schema", "{}", "--json-object"), None, 2, "exclude each other"),
         (("-p", "x", "--system", "a", "--system-file", "b"), None, 2, "both say"),
@@ -110,6 +112,7 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(
     """The model is not even there."""
     monkeypatch.chdir(tmp_path)
     Path("bad.gbnf").write_text("root ::= nothing")
+    Path("empty.gbnf").touch()
     result = run(*options, stdin=stdin, model="none.gguf")
 
     assert code == result.exit_code

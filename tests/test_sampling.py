@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from gemcut.engine import ContextOptions, Sampling, Thought
-from gemcut.errors import EngineError
+from gemcut.errors import EngineError, UsageError
 from gemcut.llama import Context, Sampler, constraint
+from gemcut.llama.candidates import Candidates
 
 OPTIONS = ContextOptions(n_ctx=256, n_ubatch=64, threads=1)
 GREEDY = Sampling(temperature=0)
@@ -133,7 +134,7 @@ def test_nothing_left_to_draw_is_an_error(model, context, tokens):
     row[:] = -np.inf
     row[5] = 1
 
-    with pytest.raises(EngineError, match="no token has a probability"):
+    with pytest.raises(UsageError, match="no token has a probability"):
         draws(context, Sampling(logit_bias=((5, -np.inf),)))
 
 
@@ -220,7 +221,7 @@ def test_a_dead_end_is_an_error(model, context):
     context.decode(model.tokenize("x"), outputs="last")
     biases = tuple((t, -np.inf) for t in range(model.n_vocab) if b"7" in model.piece(t))
 
-    with pytest.raises(EngineError, match="the grammar allows no token.*a dead end"):
+    with pytest.raises(UsageError, match="the grammar allows no token.*a dead end"):
         draws(context, replace(HOT, grammar='root ::= "7"', logit_bias=biases))
     assert draws(context, GREEDY)
 
@@ -232,9 +233,28 @@ def test_a_grammar_that_doubles_is_stopped(model, context, monkeypatch):
     letter = int(model.tokenize("x", add_special=False)[-1])
 
     with Sampler(model, replace(GREEDY, grammar=grammar)) as sampler:
-        with pytest.raises(EngineError, match="too ambiguous"):
+        with pytest.raises(UsageError, match="too ambiguous"):
             for _ in range(40):
                 force(context, model, sampler, letter)
+
+
+def test_a_grammar_is_stopped_within_a_token(model, context, monkeypatch):
+    """Not when it has been asked about the whole vocabulary, each token of which may take long."""
+    parts, by_parts = [], Candidates.apply_by_parts
+    monkeypatch.setattr(constraint, "_MOST_SECONDS", 0.0)
+    monkeypatch.setattr(constraint, "_PART", 16)
+
+    def counted(*arguments):
+        for each in by_parts(*arguments):
+            parts.append(each)
+            yield each
+
+    monkeypatch.setattr(Candidates, "apply_by_parts", counted)
+    context.decode(model.tokenize("x"), outputs="last")
+    with Sampler(model, replace(HOT, grammar='root ::= "7"')) as sampler:
+        with pytest.raises(UsageError, match="too ambiguous"):
+            sampler.sample(context)
+    assert len(parts) == 1 < model.n_vocab // 16
 
 
 def test_a_grammar_waits_for_the_thought_to_end(model, context):

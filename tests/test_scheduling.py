@@ -100,7 +100,7 @@ def test_a_job_is_cancelled_while_its_prompt_is_read(model, text):
 @pytest.mark.parametrize(
     ("job", "error", "why"),
     [
-        (Job((), GREEDY), ContextFull, "the prompt has 0 tokens"),
+        (Job((), GREEDY), EngineError, "the prompt is empty"),
         (Job((5,) * 512, GREEDY), ContextFull, "has 512 tokens, the context 512"),
         (Job((5, -1), GREEDY), EngineError, "outside the vocabulary"),
         (Job((5, 1 << 40), GREEDY), EngineError, "outside the vocabulary"),

@@ -62,6 +62,8 @@ def post(server, body, path=CHAT, **headers):
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "type 'image_url': the model is given text alone",
         ),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "of type 'text'"),
+        ({"messages": [{"role": "user", "content": [5]}]}, "messages.0.content.0: "),
         ({"messages": ASKED, "temperature": "hot"}, "temperature"),
         ({"messages": ASKED, "temperature": -1}, "temperature"),
         (b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "temperature"),
@@ -124,6 +126,7 @@ def test_what_is_not_there_is_said_in_the_same_shape(server):
         answered = server.web.request(method, path)
         assert status == answered.status_code
         assert path in answered.json()["error"]["message"]
+        assert (status == 405) == ("Allow" in answered.headers)
 
 
 def test_unknown_fields_and_nulls_are_ignored(server):

@@ -89,7 +89,7 @@ def test_ctrl_c_stops_an_answer_and_nothing_else(chat, tmp_path):
         terminal.type("\x03")
         terminal.ready()
         terminal.type("\x03")
-        terminal.wait("Ctrl-D or /exit leaves")
+        terminal.wait("leaves\n>\nCtrl-D or /exit leaves", typed="say something, or /help")
         terminal.say("/save kept.json")
         terminal.type("\x04")
 

@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemcut.errors import UsageError
+from gemcut.engine import PINNED
+from gemcut.errors import UsageError, printable
 from gemcut.llama import add_rpc
+from gemcut.llama.architecture import is_known
 from gemcut.profile import Profile
 from gemcut.runtime.loading.loading import Loaded, Progress, Tell, load_run, open_parts
 from gemcut.runtime.machine.profiles import card_names, this_machine
@@ -17,6 +19,8 @@ from gemcut.runtime.speed.records import corrected
 
 if TYPE_CHECKING:
     from gemcut.runtime.chat.chat import Chat
+
+_LONGEST = 40  # characters of a name that are shown
 
 
 def machine_for(given: Given) -> Profile:
@@ -58,7 +62,13 @@ def prepare(
     if len(profile.cards) <= len(names):  # else it is of another machine
         given = _named(given, profile, names)
     with open_parts(path) as file:
-        return corrected(plan_run(file, profile, given, workload))
+        planned = corrected(plan_run(file, profile, given, workload))
+        architecture = str(file.metadata["general.architecture"].data)
+    if is_known(architecture):
+        return planned
+    name = printable(architecture[:_LONGEST])
+    refused = f"llama.cpp {PINNED} has no architecture {name}: it will not load this file"
+    return replace(planned, notes=(refused, *planned.notes))
 
 
 def open_run(

@@ -4,10 +4,15 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from threading import Timer, main_thread
 
 import click
 
 from gemcut import __version__
+from gemcut.__main__ import INTERRUPTED
 from gemcut.errors import GemcutError, UsageError
 
 # Each command is a module here, imported when it is asked for: `gemcut --help` loads no library.
@@ -24,11 +29,12 @@ COMMANDS = {
     "rpc-server": "lend this machine's devices to gemcut or llama.cpp on another one",
     "bench": "how fast a GGUF runs here, beside what was predicted; other placements in turn",
     "eval": "compare GGUF files: perplexity, KL divergence, top-1 agreement",
+    "build-experts": "compile what runs files with types per expert, once",
     "doctor": "this machine, its devices and builds, and what is missing",
 }
 
 
-_INTERRUPTED = 130  # as shells say of a program that Ctrl-C ended
+_MOMENT = 0.01  # seconds
 
 
 class _WrongUsage(click.ClickException):
@@ -45,6 +51,37 @@ def _open_streams() -> None:
 def _end(number: int, _: object) -> None:
     """Leave as after an error, so that half-written files are recorded or removed."""
     raise SystemExit(128 + number)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C, which ended the process at once until now, is an error as well."""
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before):  # ignored, or not Python's
+        yield
+        return
+    usual = sys.unraisablehook
+    try:
+        sys.unraisablehook = partial(_press_again, usual)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = usual
+
+
+def _press_again(
+    otherwise: Callable[["sys.UnraisableHookArgs"], object], raised: "sys.UnraisableHookArgs"
+) -> None:
+    """Send a signal again, a moment later, whose error came where Python drops it: in a callback of
+    C's, or among its own imports."""
+    number = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}.get(raised.exc_type)
+    if number is None:
+        otherwise(raised)
+    else:
+        Timer(_MOMENT, signal.pthread_kill, (main_thread().ident, number)).start()
 
 
 class Group(click.Group):
@@ -74,12 +111,11 @@ class Group(click.Group):
                 signal.signal(number, _end)
         _open_streams()
         try:
-            return super().invoke(ctx)
+            with _interruptible():
+                return super().invoke(ctx)
         except GemcutError as error:
             kind = _WrongUsage if isinstance(error, UsageError) else click.ClickException
             raise kind(str(error)) from error
-        except KeyboardInterrupt:
-            raise SystemExit(_INTERRUPTED) from None
         except BrokenPipeError:  # click knows how to end then
             raise
         except MemoryError as error:

@@ -17,7 +17,8 @@ from gemcut.cli.common import (
     print_table,
     stages,
 )
-from gemcut.cli.placing import Wanted, placement_options, show_placement
+from gemcut.cli.outline import show_placement
+from gemcut.cli.placing import Wanted, placement_options
 from gemcut.cli.titled import Titled
 from gemcut.errors import UsageError
 from gemcut.sizes import format_size, parse_context

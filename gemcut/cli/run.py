@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemcut.cli.common import FILE, as_json, hub_options, local_gguf, print_json
-from gemcut.cli.placing import Wanted, described, placement_options, show_placement
+from gemcut.cli.outline import described, show_placement
+from gemcut.cli.placing import Wanted, placement_options
 from gemcut.cli.terminal.asked import Asked
 from gemcut.cli.terminal.asking import ask, ask_json
 from gemcut.cli.terminal.remembering import prompt_cache

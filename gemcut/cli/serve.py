@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemcut.cli.common import FILE, hub_options, local_gguf, say, stages
-from gemcut.cli.placing import Wanted, placement_options, show_placement
+from gemcut.cli.outline import show_placement
+from gemcut.cli.placing import Wanted, placement_options
 from gemcut.cli.titled import Titled
 from gemcut.errors import UsageError
 

@@ -1,6 +1,7 @@
 """The tokens that may come next, with their logits, as llama.cpp's samplers take them."""
 
 import ctypes
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,15 @@ class Candidates:
     def apply(self, sampler: int) -> None:
         """Let a sampler of llama.cpp's change, drop or select."""
         self._c.llama_sampler_apply(sampler, ctypes.byref(self._array))
+
+    def apply_by_parts(self, sampler: int, size: int) -> Iterator[None]:
+        """Let a sampler that forbids go over so many tokens at a time: one may stop in between."""
+        for begin in range(0, self._array.size, size):
+            count = min(size, self._array.size - begin)
+            data = self._data[begin:].ctypes.data_as(self._c.llama_token_data_p)
+            part = self._c.llama_token_data_array(data, count, -1, False)
+            self._c.llama_sampler_apply(sampler, ctypes.byref(part))
+            yield
 
     def possible(self) -> int:
         """How many tokens are left that may be drawn."""

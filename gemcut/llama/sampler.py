@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemcut.engine import MAX_LAST, Sampling
-from gemcut.errors import EngineError
+from gemcut.errors import EngineError, UsageError
 from gemcut.llama.candidates import Candidates
 from gemcut.llama.constraint import Constraint
 from gemcut.llama.context import Context
@@ -62,8 +62,8 @@ class Sampler(Owner):
         The penalties and the grammar take it into account from then on.
 
         Raises:
-            EngineError: the last decode left no such row, or one that is not all numbers; the
-                grammar allows no token of the vocabulary here.
+            EngineError: the last decode left no such row, or one that is not all numbers.
+            UsageError: grammar or biases allow no token here, or the grammar takes too long.
         """
         rows = len(context.logits)
         if not -rows <= index < rows:
@@ -117,7 +117,7 @@ class Sampler(Owner):
         self._candidates.apply(self.handle)
         token = self._candidates.drawn()
         if token is None:
-            raise EngineError(otherwise)
+            raise UsageError(otherwise)
         return token
 
 

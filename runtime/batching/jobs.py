@@ -33,14 +33,13 @@ class Job:
         """How many tokens prompt and answer may have, in a sequence of so many.
 
         Raises:
-            ContextFull: the prompt is empty, or leaves no room for an answer.
-            EngineError: it is not of the vocabulary, or no answer is wanted.
+            ContextFull: the prompt leaves no room for an answer.
+            EngineError: it is empty, not of the vocabulary, or no answer is wanted.
         """
-        if not self.tokens or len(self.tokens) >= n_ctx:
-            raise ContextFull(
-                f"the prompt has {len(self.tokens)} tokens, the context {n_ctx}, an answer needs 1 "
-                "at least: start a new conversation or use a larger context"
-            )
+        if not self.tokens:
+            raise EngineError("the prompt is empty: there is nothing to continue")
+        if len(self.tokens) >= n_ctx:
+            raise ContextFull(len(self.tokens), n_ctx)
         if min(self.tokens) < 0 or max(self.tokens) >= n_vocab:
             raise EngineError(f"the prompt has a token outside the vocabulary, 0 to {n_vocab - 1}")
         if self.max_tokens is None:
@@ -79,12 +78,14 @@ class Ended:
 
     finish: "stop" (the model ended it), "length" (max_tokens or the context is reached),
         "cancelled" (or the scheduler was closed), "error".
+    asked: whether an error is of what was asked for, such as its grammar.
     alone: whether no other job was worked on meanwhile, so that the timing is the machine's speed.
     """
 
     finish: Finish
     timing: Timing
     error: str | None = None
+    asked: bool = False
     alone: bool = True
 
 

@@ -23,10 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemcut.closing import Closing
-from gemcut.errors import EngineError, GemcutError, QueueFull
+from gemcut.errors import EngineError, GemcutError, QueueFull, UsageError
 from gemcut.llama import Context, Sampler
 from gemcut.runtime.batching.jobs import Deliver, Ended, Finish, Job, News, Stats, drawn
 from gemcut.runtime.batching.slots import Shares, Slot, Work, within
+
+Why = GemcutError | str | None
 
 
 class Ticket:
@@ -64,15 +66,16 @@ class Scheduler(Closing):
         self._thread.start()
 
     def submit(self, job: Job, deliver: Deliver) -> Ticket:
-        """Let a job wait for its turn; does not block.
+        """Let a job wait for its turn. Takes as long as it takes to read its grammar; may be called
+        in any thread.
 
         Args:
             deliver: called in the scheduler's thread with every token and, once, with the end.
 
         Raises:
             QueueFull: too many jobs wait already.
-            ContextFull: the prompt is empty, or leaves no room for an answer.
-            EngineError: it is not of the vocabulary, or the scheduler is closed.
+            ContextFull: the prompt leaves no room for an answer.
+            EngineError: it is empty, not of the vocabulary, or the scheduler is closed.
         """
         limit = job.limit(self._context.n_ctx_seq, self._context.n_vocab)
         self._check_open()  # before a grammar is parsed in vain
@@ -254,7 +257,7 @@ class Scheduler(Closing):
         if work.job.echo and not work.drawn:
             self._tell(work, work.echo())
         if isinstance(token, GemcutError):
-            self._end(slot, "error", str(token))
+            self._end(slot, "error", token)
         elif token is None:
             self._end(slot, "length")
         else:
@@ -279,14 +282,15 @@ class Scheduler(Closing):
         if not work.more:
             self._end(slot, "length")
 
-    def _end(self, slot: Slot, finish: Finish, error: str | None = None) -> None:
+    def _end(self, slot: Slot, finish: Finish, error: Why = None) -> None:
         self._tell_end(slot.leave(self._steps), finish, error)
 
-    def _tell_end(self, work: Work, finish: Finish, error: str | None = None) -> None:
+    def _tell_end(self, work: Work, finish: Finish, error: Why = None) -> None:
         work.sampler.close()
         self._finished[finish] += 1
         self._ended += 1
-        self._tell(work, Ended(finish, work.timing, error, work.alone))
+        why, asked = None if error is None else str(error), isinstance(error, UsageError)
+        self._tell(work, Ended(finish, work.timing, why, asked, work.alone))
 
     def _tell(self, work: Work, news: News) -> None:
         try:

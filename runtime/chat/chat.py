@@ -223,7 +223,7 @@ class Chat(Closing):
             unread += 1
             tokens = self._prompt(messages, unread) + said
         if room(tokens) < 1:
-            raise self.generator.full(tokens)
+            raise ContextFull(len(tokens), self.context.n_ctx_seq)
         return tokens, unread
 
     def _prompt(self, messages: Sequence[Message], unread: int) -> list[int]:

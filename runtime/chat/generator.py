@@ -56,7 +56,7 @@ class Generator(Closing):
         if not prompt:
             raise EngineError("the prompt is empty: there is nothing to continue")
         if self.room(prompt) < 1:
-            raise self.full(prompt)
+            raise ContextFull(len(prompt), self.context.n_ctx_seq)
         sampler = Sampler(self.context.model, sampling)
         self.close()
         self._sampler, self._stopped = sampler, False
@@ -95,14 +95,6 @@ class Generator(Closing):
     def room(self, tokens: Sequence[int]) -> int:
         """How many tokens fit behind these."""
         return self.context.n_ctx_seq - len(tokens)
-
-    def full(self, tokens: Sequence[int]) -> ContextFull:
-        """The error of a prompt that is too long."""
-        return ContextFull(
-            f"the prompt has {len(tokens)} tokens, the context {self.context.n_ctx_seq}, an answer "
-            "needs 1 at least: start a new conversation, leave out the oldest exchanges (context "
-            "shift) or use a larger context"
-        )
 
     def _split(self, tokens: Iterator[int], splitter: Splitter) -> Iterator[Piece]:
         for token in tokens:

@@ -19,6 +19,7 @@ from gemcut.runtime.language.schema import (
     TYPES,
     both,
     bound,
+    check_words,
     count,
     is_of,
     kinds,
@@ -126,6 +127,7 @@ class _Writer:
             return "value"
         if not isinstance(schema, Mapping):
             raise UsageError(f"{json.dumps(schema)[:40]} allows nothing or is no schema")
+        check_words(schema)
         if unkept := not_kept(schema):
             raise UsageError(f"it uses {', '.join(unkept)}, which a grammar cannot keep")
         schema = {key: value for key, value in schema.items() if key in KEPT}

@@ -36,6 +36,33 @@ _NOT_KEPT = frozenset(
 )
 
 
+_NUMBER = (int | float | None, "a number")  # that it is one is checked where it is used
+_FORMS: Mapping[str, tuple[Any, str]] = {
+    "type": (str | list, "a type or a list of them"),
+    "properties": (Mapping, "schemas by name"),
+    "required": (list, "a list of names"),
+    "additionalProperties": (Mapping | bool, "a schema"),
+    "items": (Mapping | bool | list, "a schema"),
+    "prefixItems": (list, "a list of schemas"),
+    "pattern": (str, "a regular expression"),
+    "format": (str | None, "a name"),
+    "minimum": _NUMBER,
+    "maximum": _NUMBER,
+    "exclusiveMinimum": _NUMBER,
+    "exclusiveMaximum": _NUMBER,
+}
+
+
+def check_words(schema: Mapping[str, Any]) -> None:
+    """Raise UsageError for a word that is followed by what it never may be."""
+    for word in schema.keys() & _FORMS.keys():
+        form, wanted = _FORMS[word]
+        if not isinstance(schema[word], form):
+            raise UsageError(f"{word} is {json.dumps(schema[word])[:40]}, wanted {wanted}")
+    if any(not isinstance(name, str) for name in schema.get("required", ())):
+        raise UsageError(f"required is {json.dumps(schema['required'])[:40]}, wanted names")
+
+
 def not_kept(schema: Mapping[str, Any]) -> list[str]:
     """The words of a schema that limit it in ways a grammar cannot keep."""
     always = ("not", "contains", "maxProperties")
@@ -49,6 +76,7 @@ def both(first: Mapping[str, Any], second: Any) -> Mapping[str, Any]:
         return first
     if not isinstance(second, Mapping):
         raise UsageError(f"{json.dumps(second)[:40]} allows nothing or is no schema")
+    check_words(second)
     found = dict(first)
     for key in second.keys() & (KEPT | _NOT_KEPT):
         value: Any = second[key]

@@ -79,7 +79,8 @@ class Choice:
         """
         self.timing = ended.timing
         if ended.finish == "error":
-            raise Failure(500, ended.error or "the answer cannot be computed")
+            status = 400 if ended.asked else 500
+            raise Failure(status, ended.error or "the answer cannot be computed")
         if ended.finish == "cancelled" and not self.stopped:
             raise Failure(503, "the answer was cancelled")
         if not self.stopped:
@@ -123,16 +124,12 @@ class Answers:
 
     Args:
         timeout: seconds after which they are aborted.
-        record: told the timing of each that had the machine to itself.
-
-    Raises:
-        Failure: 503, there are too many requests already.
+        record: told the timing of each that had the machine to itself, in another thread.
     """
 
     def __init__(
         self,
         model: Model,
-        scheduler: Scheduler,
         asked: Sequence[Asked],
         metrics: Metrics,
         timeout: float,
@@ -143,24 +140,37 @@ class Answers:
         self._metrics, self._record, self._begun = metrics, record, time.monotonic()
         self._failure: Failure | None = None
         self._tickets: list[Ticket] = []
-        loop = asyncio.get_running_loop()
+        self._closed, self._loop = False, asyncio.get_running_loop()
         late = Failure(504, f"the answer took longer than {timeout:g} s", "timeout")
-        self._timer = loop.call_later(timeout, self.abort, late)
+        self._timer = self._loop.call_later(timeout, self.abort, late)
+
+    async def begin(self, scheduler: Scheduler) -> None:
+        """Ask for them in another thread: reading a grammar may take a while.
+
+        Raises:
+            Failure: 503, there are too many requests already; or why they were aborted meanwhile.
+            EngineError: one cannot be computed.
+        """
         try:
-            for number, one in enumerate(asked):
-                deliver = partial(_deliver, loop, self._arrived, number)
-                self._tickets.append(scheduler.submit(one.job(), deliver))
+            await asyncio.to_thread(self._submit, scheduler)
         except QueueFull as error:
-            self.close()
             raise Failure(503, str(error), "queue_full", retry_after=_RETRY_AFTER) from error
-        except BaseException:
-            self.close()
-            raise
+        if self._failure:
+            raise self._failure
+
+    def _submit(self, scheduler: Scheduler) -> None:
+        for number, choice in enumerate(self.choices):
+            deliver = partial(_deliver, self._loop, self._arrived, number)
+            self._tickets.append(scheduler.submit(choice.asked.job(), deliver))
+            if self._closed:  # in the other thread, which may not have seen this one
+                self._tickets[-1].cancel()
+                break
 
     def close(self) -> None:
         """Give up what is still computed."""
+        self._closed = True
         self._timer.cancel()
-        for ticket in self._tickets:
+        for ticket in [*self._tickets]:
             ticket.cancel()
 
     def abort(self, failure: Failure) -> None:
@@ -192,8 +202,8 @@ class Answers:
     def _arrived(self, number: int, event: News) -> None:
         if isinstance(event, Ended):  # counted even if nobody reads it any more
             self._metrics.whole.observe(time.monotonic() - self._begun)
-            if self._record and event.alone:
-                self._record(event.timing)
+            if self._record and event.alone:  # which waits for a file
+                self._loop.run_in_executor(None, self._record, event.timing)
         self._events.put_nowait((number, event))
 
     def _take(self, number: int, event: News) -> Iterator[Part]:

@@ -114,7 +114,7 @@ async def _answer(
 ) -> Response:
     asked = await asyncio.to_thread(ask, body, service.voice)  # a long text takes a while
     usage = bool(body.stream_options and body.stream_options.include_usage)
-    reply, answers = kind(service.model, service.name, usage), service.start(asked)
+    reply, answers = kind(service.model, service.name, usage), await service.start(asked)
 
     def release() -> None:
         service.finish(answers)
@@ -185,9 +185,10 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
-        return Failure(
-            error.status_code, f"{request.method} {request.url.path}: {error.detail}"
-        ).response()
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        response = Failure(error.status_code, message).response()
+        response.headers.update(error.headers or {})  # what is allowed instead
+        return response
 
     @app.exception_handler(ClientDisconnect)
     async def left(_: Request, __: ClientDisconnect) -> Response:

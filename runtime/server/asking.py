@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gemcut.engine import Sampling
-from gemcut.errors import UsageError
+from gemcut.errors import ContextFull, UsageError
 from gemcut.llama import Model
 from gemcut.runtime.batching.jobs import Job
 from gemcut.runtime.language.grammar import JSON_GRAMMAR, schema_grammar
@@ -79,6 +79,7 @@ def chat(body: ChatRequest, voice: Voice) -> list[Asked]:
 
     Raises:
         Failure: 400, for what this model or server cannot do.
+        ContextFull: the conversation is too long.
         EngineError: the template refuses the conversation.
     """
     tools, forced = _tools(body)
@@ -106,6 +107,7 @@ def completion(body: CompletionRequest, voice: Voice) -> list[Asked]:
 
     Raises:
         Failure: 400, for what this server cannot do.
+        ContextFull: a prompt is too long.
     """
     if body.suffix:
         raise Failure(400, "suffix: filling in the middle is not offered", param="suffix")
@@ -202,14 +204,7 @@ def _fitting(tokens: list[int], voice: Voice) -> tuple[int, ...]:
     if not tokens:
         raise Failure(400, "the prompt is empty", param="prompt")
     if len(tokens) >= voice.n_ctx:
-        raise Failure(
-            400,
-            f"the prompt has {len(tokens)} tokens, the context {voice.n_ctx}, and an answer needs "
-            "1 at least: shorten it, or start the server with a larger context",
-            "context_length_exceeded",
-            n_prompt_tokens=len(tokens),
-            n_ctx=voice.n_ctx,
-        )
+        raise ContextFull(len(tokens), voice.n_ctx)
     return tuple(tokens)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from gemcut.errors import EngineError, GemcutError, TextError, UsageError, printable
+from gemcut.errors import ContextFull, EngineError, GemcutError, TextError, UsageError, printable
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 _UNSENT = {"x-should-retry": "false"}  # OpenAI's clients would send it again, to the same end
@@ -57,5 +57,8 @@ class Failure(Exception):
 
 def failure_of(error: GemcutError) -> Failure:
     """What an error of the library means to a client: its request is wrong, or the server."""
+    if isinstance(error, ContextFull):
+        code = "context_length_exceeded"
+        return Failure(400, str(error), code, n_prompt_tokens=error.n_prompt, n_ctx=error.n_ctx)
     wrong = isinstance(error, UsageError | TextError | EngineError)
     return Failure(400 if wrong else 500, str(error))

@@ -5,17 +5,29 @@ The names are those of OpenAI's API and, beyond it, of llama-server's (`top_k`, 
 are ignored, because OpenAI's clients send many; those here are strict: a number in quotes is
 refused. Every list is bounded, and the body as a whole by `security.BodyLimit`. The first thing
 that is wrong in a list ends its check (`fail_fast`): pydantic would note every one, and take
-gigabytes for a few million.
+gigabytes for a few million. While a body is checked nobody else is answered, so that what takes
+pydantic microseconds a piece is bounded over the whole body, too.
 """
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from gemcut.runtime.server.failures import Failure
 
 _MOST_TOKENS = 1 << 22
+_MOST_BRACKETS = 1 << 18  # of lists and objects in a body; those within texts are counted as well
+_MOST_PARTS = 10_000  # and calls, in all messages
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Token = Annotated[int, Field(ge=0)]
 Tokens = Annotated[list[Token], Field(max_length=_MOST_TOKENS, fail_fast=True)]
@@ -29,13 +41,17 @@ class Body(BaseModel):
     @classmethod
     def read(cls, data: bytes) -> Self:
         """Raises Failure (400) if it is not JSON, or not what is wanted."""
+        if (brackets := data.count(b"[") + data.count(b"{")) > _MOST_BRACKETS:
+            raise Failure(400, f"the body has {brackets} brackets, wanted {_MOST_BRACKETS} at most")
         try:
-            return cls.model_validate_json(data)
+            return cls.model_validate_json(data, context={"parts": 0})
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            place = ".".join(str(step) for step in first["loc"])
+            found = error.errors(include_url=False, include_input=False, include_context=False)
+            first = max(found, key=lambda one: len(one["loc"]))  # where most of it was understood
+            place = ".".join(str(step) for step in first["loc"] if "[" not in str(step))
             where = f"{place}: " if place else "the body: "
-            raise Failure(400, where + first["msg"], param=place or None) from error
+            message = where + first["msg"].removeprefix("Value error, ")
+            raise Failure(400, message, param=place or None) from error
 
 
 class StreamOptions(Body):
@@ -87,20 +103,25 @@ class Generation(Body):
 # --- chat ---
 
 
-class TextPart(Body):
-    """A bit of text in a message."""
+def _counted(value: Any, info: ValidationInfo) -> Any:
+    """The same, one more of those of the body."""
+    if info.context is not None:
+        info.context["parts"] += 1
+        if info.context["parts"] > _MOST_PARTS:
+            raise ValueError(f"more than {_MOST_PARTS} parts and calls in all messages")
+    return value
 
-    type: Literal["text"]
-    text: str
 
-
-class OtherPart(Body):
-    """A picture, sound or file: known, so that the template can say why it is refused."""
+class Part(Body):
+    """A bit of a message; one without a text, such as a picture, is refused by the template."""
 
     type: str = Field(max_length=100)
+    text: str | None = None
+    refusal: str | None = None
 
 
-Parts = Annotated[list[TextPart | OtherPart], Field(max_length=10_000, fail_fast=True)]
+Counted = BeforeValidator(_counted)
+Parts = Annotated[list[Annotated[Part, Counted]], Field(max_length=_MOST_PARTS, fail_fast=True)]
 
 
 class FunctionCall(Body):
@@ -118,13 +139,16 @@ class Call(Body):
     function: FunctionCall
 
 
+Calls = Annotated[list[Annotated[Call, Counted]], Field(max_length=128, fail_fast=True)]
+
+
 class Message(Body):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Parts | None = None
     name: str | None = Field(None, max_length=200)
-    tool_calls: Annotated[list[Call], Field(max_length=128, fail_fast=True)] | None = None
+    tool_calls: Calls | None = None
     tool_call_id: str | None = Field(None, max_length=200)
     reasoning_content: str | None = None
 
@@ -216,7 +240,7 @@ class CompletionRequest(Generation):
     prompt: (
         str
         | Annotated[list[str], Field(min_length=1, max_length=16, fail_fast=True)]
-        | Tokens
+        | Annotated[Tokens, Field(min_length=1)]
         | Annotated[list[Tokens], Field(min_length=1, max_length=16, fail_fast=True)]
     )
     logprobs: int | None = Field(None, ge=0, le=20)
@@ -236,7 +260,7 @@ class EmbeddingRequest(Body):
     input: (
         str
         | Annotated[list[str], Field(min_length=1, max_length=2048, fail_fast=True)]
-        | Tokens
+        | Annotated[Tokens, Field(min_length=1)]
         | Annotated[list[Tokens], Field(min_length=1, max_length=2048, fail_fast=True)]
     )
     encoding_format: Literal["float", "base64"] | None = None

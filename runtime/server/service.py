@@ -75,7 +75,7 @@ class Service:
             raise Failure(501, message, "not_supported")
         return self._vectors
 
-    def start(self, asked: Sequence[Asked]) -> Answers:
+    async def start(self, asked: Sequence[Asked]) -> Answers:
         """Begin to answer a request; `finish` it in any case.
 
         Raises:
@@ -85,8 +85,13 @@ class Service:
         if self.draining:
             raise Failure(503, "the server is shutting down", retry_after=30)
         scheduler = self._writer()
-        answers = Answers(self.model, scheduler, asked, self.metrics, self.timeout, self._record)
+        answers = Answers(self.model, asked, self.metrics, self.timeout, self._record)
         self._live.add(answers)
+        try:
+            await answers.begin(scheduler)
+        except BaseException:
+            self.finish(answers)
+            raise
         return answers
 
     def finish(self, answers: Answers) -> None:
@@ -106,7 +111,7 @@ class Service:
 
     def abort(self) -> None:
         """End the answers that are on their way."""
-        for answers in self._live:
+        for answers in [*self._live]:
             answers.abort(Failure(503, "the server is shutting down"))
 
     def exposition(self) -> str:

@@ -46,7 +46,7 @@ class Asked:
             raise UsageError("there is nothing to answer: -p TEXT, -f FILE, or a text on stdin")
         given = {field: options[field] for field, *_ in SAMPLING.values()}
         changes = {field: value for field, value in given.items() if value is not None}
-        if grammar := _grammar(options):
+        if (grammar := _grammar(options)) is not None:
             changes["grammar"] = grammar
         Sampling(**changes)  # refuses what cannot be before the model is loaded
         return cls(found, chats, _system(options), changes, options)
@@ -89,20 +89,22 @@ def _system(options: Mapping[str, Any]) -> str | None:
 
 
 def _grammar(options: Mapping[str, Any]) -> str | None:
-    if sum(bool(options[name]) for name in _GRAMMARS) > 1:
+    if sum(options[name] not in (None, False) for name in _GRAMMARS) > 1:
         raise click.UsageError("--json-object, --json-schema and --grammar exclude each other")
     if options["grammar"]:
         return read_text(options["grammar"])
-    if not (options["json_schema"] or options["json_object"]):
+    schema = options["json_schema"]
+    if schema is None and not options["json_object"]:
         return None
     from gemcut.runtime.language.grammar import JSON_GRAMMAR, schema_grammar
 
-    schema = options["json_schema"]
-    return schema_grammar(_schema(schema)) if schema else JSON_GRAMMAR
+    return JSON_GRAMMAR if schema is None else schema_grammar(_schema(schema))
 
 
 def _schema(text: str) -> Any:
     """A JSON schema out of a file, or as it stands here."""
+    if not text.strip():
+        raise UsageError("--json-schema is empty: wanted a JSON schema, or a file with one")
     inline = text.lstrip().startswith(("{", "true", "false"))
     try:
         return artefact.parse(text if inline else read_text(Path(text).expanduser()))

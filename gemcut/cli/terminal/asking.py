@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gemcut.__main__ import INTERRUPTED
 from gemcut.cli.common import print_json, say
 from gemcut.cli.terminal.settings import Talk
 from gemcut.cli.terminal.show import Screen, cut_off, interrupts, speed
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from gemcut.runtime.chat.chat import Chat
 
 _MOST_TEXT = 1 << 26  # bytes of a file that is read into a message
-_INTERRUPTED = 130  # as shells say of a program that Ctrl-C ended
 
 
 def question(prompt: str | None, files: Sequence[Path], piped: bool = True) -> str:
@@ -131,6 +131,6 @@ def _timings(chat: "Chat") -> dict[str, float]:
 
 def _end(chat: "Chat") -> None:
     if chat.finish == "cancelled":
-        click.get_current_context().exit(_INTERRUPTED)
+        click.get_current_context().exit(INTERRUPTED)
     if chat.finish == "length" and chat.sampling.grammar:
         raise EngineError("the answer was cut off, so it does not end as its grammar says: -n, -c")
