@@ -55,6 +55,7 @@ $(READY): pyproject.toml .ci/engine.py
 	.venv/bin/python .ci/engine.py
 	@# setuptools warns on every editable install that a folder may shadow the package
 	PYTHONWARNINGS=ignore .venv/bin/python -m pip install --quiet --editable '.[serve]' --group dev
+	@.venv/bin/gemcut build-experts || echo "  files with types per expert will not run; all else does"
 	@printf '%s\n' "$$CMAKE_ARGS" > .venv/cmake-args
 	@touch $@
 

@@ -28,7 +28,7 @@ from gemcut.plan import Entry, Plan
 from gemcut.quantize.candidates import fallback
 from gemcut.quantize.importance import Importance
 from gemcut.quantize.local_error import round_trip
-from gemcut.sensitivity import Candidate
+from gemcut.tensor_sensitivity import Candidate
 
 TYPES = (
     "iq1_s iq1_m iq2_xxs iq2_xs iq2_s iq3_xxs iq3_s iq4_xs iq4_nl q2_k q3_k q4_0 q4_1 q4_k q5_0 "

@@ -1,14 +1,15 @@
 """A GGUF of any architecture as a source: what llama.cpp can convert, gemcut can cut.
 
 Metadata and the tensors that llama.cpp never quantizes are carried over as they are; 16-bit,
-32-bit and Q8_0 tensors can have any type.
+32-bit and Q8_0 tensors can have any type. Experts that are tensors of their own become stacks.
 """
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
-from math import prod
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from gemcut.convert.lazy import Array, Encoded, Matrix, Stored
 from gemcut.convert.model import STRICT, Model, Reading, Tensor, is_cut
 from gemcut.convert.precision import is_quantizable
 from gemcut.errors import GGUFError
+from gemcut.gguf_experts import stack_of
 from gemcut.gguf_file import GGUFFile, TensorInfo
 from gemcut.gguf_parts import GGUFParts
 from gemcut.plan import METADATA_KEY
@@ -41,15 +43,13 @@ def open_gguf(path: Path, reading: Reading = STRICT) -> Model:
     Raises:
         GGUFError: not a GGUF, damaged, without tensors, a part is missing, or it is cut already.
     """
-    files = _whole(path)
+    parts = _whole(path)
+    files = parts.files
+    reading = replace(reading, restack=reading.restack and parts.per_expert)
     architecture = files[0].get("general.architecture")
     if not isinstance(architecture, str):
         raise GGUFError(f"{path}: has no general.architecture; is it the first part of a model?")
-    tensors = tuple(
-        _tensor(file, info, rank, reading)
-        for rank, file in enumerate(files)
-        for info in file.tensors.values()
-    )
+    tensors = tuple(_tensors(parts, reading))
     if not tensors:
         raise GGUFError(f"{path}: holds no tensors: a vocabulary alone is no model")
     metadata = {
@@ -61,16 +61,17 @@ def open_gguf(path: Path, reading: Reading = STRICT) -> Model:
         architecture,
         metadata,
         tensors,
-        notes=tuple(_notes(tensors, reading.requantize)),
+        notes=tuple(_notes(parts, reading)),
         files=frozenset(file.path.resolve() for file in files),
         identity=_identity(files),
         release=partial(_release, files),
     )
 
 
-def _whole(path: Path) -> list[GGUFFile]:
+def _whole(path: Path) -> GGUFParts:
     """The files of a model, in order, checked to be all of it."""
-    files = GGUFParts(path).files
+    parts = GGUFParts(path)
+    files = parts.files
     count = files[0].get("split.count", 1) or 1  # 0: parts that were merged
     if not isinstance(count, int):
         raise GGUFError(f"{path}: damaged: split.count is {count!r:.60}, wanted a number")
@@ -87,52 +88,110 @@ def _whole(path: Path) -> list[GGUFFile]:
         raise GGUFError(
             f"{path}: the parts hold {total} tensors, wanted {files[0].get('split.tensors.count')}"
         )
-    return files
+    return parts
 
 
-def _tensor(file: GGUFFile, info: TensorInfo, rank: int, reading: Reading) -> Tensor:
-    quantizable = is_quantizable(info.name, info.shape) and info.type in ggml.types().values()
-    kept = None if quantizable else info.type.name
-    if is_cut(info.type) and quantizable and not reading.requantize:
-        if info.type.name not in _NATIVE:
-            raise GGUFError(
-                f"{file.path}: {info.name} is in {info.type} already, and cutting it again adds "
-                "error to error: take a 16-bit or Q8_0 file, or give --allow-requantize"
-            )
-        kept = info.type.name
-    build = partial(_array, file, info)
-    own = info.type.name
-    return Tensor(info.name, info.shape, own, build, kept, quantizable, reading.nonfinite, rank)
+@dataclass(frozen=True)
+class _Found:
+    """A tensor of the model: one of a file, or the experts of a stack, each in its file."""
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[tuple[int, GGUFFile, TensorInfo], ...]  # with the files' ranks
+
+    @cached_property
+    def kinds(self) -> Counter[ggml.Type]:
+        """The types that it is in, and how often."""
+        return Counter(info.type for *_, info in self.parts)
+
+    @property
+    def kind(self) -> ggml.Type:
+        """The largest of its types; of equal ones the one that it is in most often."""
+        return max(self.kinds, key=lambda kind: (kind.bpw, self.kinds[kind], kind.name))
+
+    def open(self) -> Array:
+        """The rows, unread."""
+        matrices = (_matrices(file, info) for _, file, info in self.parts)
+        return Array(self.shape, tuple(chain.from_iterable(matrices)))
 
 
-def _array(file: GGUFFile, info: TensorInfo) -> Array:
-    height = info.shape[-2] if len(info.shape) > 1 else 1
-    count = prod(info.shape[:-2])
-    return Array(info.shape, tuple(_matrices(file, info, count, height)))
+def _tensors(parts: GGUFParts, reading: Reading) -> Iterator[Tensor]:
+    placed = {
+        name: (rank, file, info)
+        for rank, file in enumerate(parts.files)
+        for name, info in file.tensors.items()
+    }
+    stacked = {info.name for stack in parts.stacks.values() for info in stack.experts[1:]}
+    for name, (_, file, info) in placed.items():
+        if name in stacked:  # with the first of its stack
+            continue
+        stack = parts.stacks.get((stack_of(name) or ("",))[0])
+        if stack is None:
+            found = _Found(name, info.shape, (placed[name],))
+        else:
+            experts = tuple(placed[each.name] for each in stack.experts)
+            found = _Found(stack.name, stack.shape, experts)
+        yield _tensor(file.path, found, reading)
 
 
-def _matrices(file: GGUFFile, info: TensorInfo, count: int, height: int) -> Iterator[Matrix]:
+def _tensor(path: Path, found: _Found, reading: Reading) -> Tensor:
+    known = found.kinds.keys() <= set(ggml.types().values())
+    quantizable = is_quantizable(found.name, found.shape) and known
+    own = found.kind.name
+    kept = _kept(path, found, reading) if quantizable else own
+    rank = max(rank for rank, *_ in found.parts)
+    return Tensor(
+        found.name, found.shape, own, found.open, kept, quantizable, reading.nonfinite, rank
+    )
+
+
+def _kept(path: Path, found: _Found, reading: Reading) -> str | None:
+    """The type that a tensor stays in because it is cut already."""
+    if reading.requantize:
+        return None
+    if reading.restack:
+        return found.kind.name if any(kind.quantized for kind in found.kinds) else None
+    low = [kind.name for kind in found.kinds if is_cut(kind)]
+    if foreign := set(low) - _NATIVE:
+        raise GGUFError(
+            f"{path}: {found.name} is in {min(foreign)} already, and cutting it again adds "
+            "error to error: take a 16-bit or Q8_0 file, or give --allow-requantize"
+        )
+    return found.kind.name if low else None
+
+
+def _matrices(file: GGUFFile, info: TensorInfo) -> Iterator[Matrix]:
     rows = file.rows(info.name)
-    for number in range(count):
-        own = rows[number * height : (number + 1) * height]
+    height = info.shape[-2] if len(info.shape) > 1 else 1
+    for start in range(0, info.rows, height):
+        own = rows[start : start + height]
         if info.type.name in _FLOATS:
             yield Stored(own.view(_FLOATS[info.type.name]))
         else:
             yield Encoded(own, info.type, info.shape[-1])
 
 
-def _notes(tensors: tuple[Tensor, ...], requantize: bool) -> Iterator[str]:
+def _notes(parts: GGUFParts, reading: Reading) -> Iterator[str]:
+    if reading.restack and not reading.requantize:
+        yield _restacked(parts)
+        return
     low = Counter(
-        tensor.source_type
-        for tensor in tensors
-        if tensor.quantizable and is_cut(ggml.type_named(tensor.source_type))
+        info.type.name
+        for info in parts.tensors
+        if is_cut(info.type) and is_quantizable(info.name, info.shape)
     )
     for kind, count in low.items():
         what = f"{count} tensor{'s'[: count != 1]} in {kind}"
-        if requantize:
+        if reading.requantize:
             yield f"{what}: cut again from there, on top of the error that they have already"
         else:
             yield f"{what}: kept as published (--allow-requantize cuts them, too)"
+
+
+def _restacked(parts: GGUFParts) -> str:
+    mixed = sum(len(set(stack.types)) > 1 for stack in parts.stacks.values())
+    several = f"; stacks with experts of several types ({mixed}) get the largest of them"
+    return f"what is cut stays in its type{several if mixed else ''} (--allow-requantize cuts anew)"
 
 
 def _identity(files: list[GGUFFile]) -> str:

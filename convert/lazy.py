@@ -179,11 +179,15 @@ class Array:
         pieces = [matrix.read(index) for matrix, index in self._within(start, stop)]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def raw(self, start: int, stop: int) -> ggml.Bytes | None:
-        """The rows' bytes [stop - start, row_bytes] in `type`, or None if the source has others."""
+    def raw(self, start: int, stop: int, kind: str | None = None) -> ggml.Bytes | None:
+        """The rows' bytes [stop - start, row_bytes] in a type, or None if the source has others.
+
+        Args:
+            kind: None: `type`.
+        """
         pieces = []
         for matrix, index in self._within(start, stop):
-            piece = matrix.raw(index) if matrix.type == self.type else None
+            piece = matrix.raw(index) if matrix.type == (kind or self.type) else None
             if piece is None:
                 return None
             pieces.append(piece)

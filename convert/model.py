@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gemcut import ggml
-from gemcut.convert.lazy import Array
+from gemcut.convert.lazy import Array, Matrix
 from gemcut.gguf_file import Value
 from gemcut.lattice import CLAIMED, on_q4_0_lattice
 
@@ -30,6 +30,7 @@ class Reading:
     requantize: bool = False  # cut tensors again that are in a low-bit type already
     nonfinite: bool = False  # pass NaN and infinities on, into types that can hold them
     pre_tokenizer: str | None = None  # llama.cpp's name of it, where it is not recognised
+    restack: bool = False  # where experts have types of their own, keep all that is cut as it is
 
 
 STRICT = Reading()
@@ -45,7 +46,7 @@ class Tensor:
 
     name: str
     shape: tuple[int, ...]
-    source_type: str  # that the source holds, as ggml names it, or the nearest float
+    source_type: str  # that the source holds (of several the largest), or the nearest float
     build: Callable[[], Array]  # opens the source
     kept: str | None = None
     quantizable: bool = True
@@ -77,13 +78,21 @@ class Tensor:
         """The float type that holds the source's values, or comes closest."""
         return self.source_type if self.source_type in ("f32", "f16", "bf16") else "bf16"
 
-    def raw(self, start: int, stop: int) -> ggml.Bytes | None:
-        """Rows' bytes [stop - start, row_bytes] in `source_type`; None if the source has others."""
-        return self._array.raw(start, stop)
+    def raw(self, start: int, stop: int, kind: str | None = None) -> ggml.Bytes | None:
+        """Rows' bytes [stop - start, row_bytes] in a type; None if the source has others.
+
+        Args:
+            kind: None: `source_type`.
+        """
+        return self._array.raw(start, stop, kind or self.source_type)
 
     def read(self, start: int, stop: int) -> ggml.Floats:
         """Rows [stop - start, columns] as float32."""
         return self._array.read(start, stop)
+
+    def matrix(self, number: int) -> Matrix:
+        """One of its matrices, unread."""
+        return self._array.matrices[number]
 
     @cached_property
     def lattice(self) -> float:

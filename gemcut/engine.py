@@ -190,8 +190,10 @@ def read_memory(lines: Iterable[str], outputs: int = 0) -> Memory:
     kind, devices = "full", []
     for line in lines:
         if match := _BUFFER.search(line):
-            of_kind = sizes[match[2]]
-            of_kind[match[1]] = of_kind.get(match[1], 0) + _bytes(match[3])
+            of_kind, before = sizes[match[2]], sizes[match[2]].get(match[1], 0)
+            size = _bytes(match[3])
+            # Devices that compute in the same memory, as an accelerator and the CPU, each tell it.
+            of_kind[match[1]] = max(before, size) if match[2] == "compute" else before + size
         elif match := _CACHE_KIND.search(line):
             kind = "swa" if match[1] == "SWA" else "full"
         elif match := _CACHE_LAYER.search(line):

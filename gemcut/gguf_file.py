@@ -10,11 +10,10 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
-from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,10 @@ import numpy as np
 from gemcut import ggml
 from gemcut.closing import Closing
 from gemcut.errors import GGUFError
+from gemcut.gguf_experts import Stack, expert_count, is_marked, restored, stacks
+from gemcut.gguf_header import Deferred, TensorInfo, Value
+
+__all__ = ["GGUFFile", "Deferred", "TensorInfo", "Value"]  # the last three are of gguf_header
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32
@@ -46,66 +49,15 @@ _LENGTH = struct.Struct("<Q")
 _SCALAR_BY_NUMBER = {number: (kind, code) for kind, (number, code) in SCALARS.items()}
 
 
-@dataclass(frozen=True)
-class Value:
-    """A metadata value: `kind` is a scalar's name, "str", or an array of one, as in "[u32]"."""
-
-    kind: str
-    data: Any
-
-
-class Deferred(Value):
-    """A value that is worked out when somebody looks at it: merges take longer than all headers."""
-
-    _make: Callable[[], Any]
-
-    def __init__(self, kind: str, make: Callable[[], Any]) -> None:
-        self.__dict__.update(kind=kind, _make=make)  # frozen to others
-
-    @cached_property
-    def data(self) -> Any:
-        """What was worked out. Raises what working it out raises."""
-        return self._make()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Value) and (self.kind, self.data) == (other.kind, other.data)
-
-    def __hash__(self) -> int:
-        return hash(self.kind)
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """A tensor of a file. `shape` is row-major, as numpy counts: rows of `shape[-1]` weights."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: ggml.Type
-    offset: int = 0  # bytes from the start of the data section
-
-    @property
-    def weights(self) -> int:
-        """Number of weights."""
-        return prod(self.shape)
-
-    @property
-    def rows(self) -> int:
-        """Number of rows over all leading dimensions."""
-        return prod(self.shape[:-1])
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one encoded row."""
-        return self.type.row_bytes(self.shape[-1])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the encoded tensor, without padding."""
-        return self.rows * self.row_bytes
-
-
 class GGUFFile(Closing):
-    """An opened GGUF file, mapped into memory; nothing of the tensors is read until asked for."""
+    """An opened GGUF file, mapped into memory; nothing of the tensors is read until asked for.
+
+    One with types per expert shows the stock architecture's metadata, and its single experts as
+    `tensors`; `stacks` has them together, and is empty in any other file.
+    """
+
+    per_expert: bool
+    stacks: Mapping[str, Stack] = MappingProxyType({})
 
     def __init__(self, path: Path) -> None:
         """Map the file and read its header.
@@ -136,9 +88,11 @@ class GGUFFile(Closing):
         if self.version not in (2, 3):
             raise GGUFError(f"{self.path}: GGUF version {self.version}, wanted 2 or 3")
         n_tensors, n_values = cursor.count(24), cursor.count(13)
-        self.metadata: Mapping[str, Value] = dict(cursor.pair() for _ in range(n_values))
-        if len(self.metadata) != n_values:
+        values = dict(cursor.pair() for _ in range(n_values))
+        if len(values) != n_values:
             raise GGUFError(f"{self.path}: two metadata values of one key")
+        self.per_expert = is_marked(values)
+        self.metadata: Mapping[str, Value] = restored(values, str(self.path))
         alignment = self.metadata.get("general.alignment", Value("u32", ALIGNMENT)).data
         if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
             raise GGUFError(f"{self.path}: alignment {alignment!r} is not a power of two")
@@ -148,6 +102,9 @@ class GGUFFile(Closing):
             raise GGUFError(f"{self.path}: two tensors of one name")
         self.data_offset = -(-cursor.position // alignment) * alignment
         self._check_extent()
+        # Of several files each holds some of the experts: `GGUFParts` sees them all.
+        if self.per_expert and self.get("split.count", 0) in (0, 1):
+            self.stacks = stacks(infos, str(self.path), expert_count(self.metadata))
 
     def _check_extent(self) -> None:
         for info in self.tensors.values():

@@ -13,6 +13,7 @@ from pathlib import Path
 from gemcut import ggml
 from gemcut.closing import Closing
 from gemcut.errors import GGUFError
+from gemcut.gguf_experts import Stack, expert_count, stacks
 from gemcut.gguf_file import GGUFFile, TensorInfo, Value
 
 _PART = re.compile(r"(.+-)(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
@@ -25,7 +26,8 @@ class GGUFParts(Closing):
         """Read the headers of a file, and of the other parts if its name says that it is one.
 
         Raises:
-            GGUFError: a part is not a GGUF, or is damaged; two have a tensor of one name.
+            GGUFError: a part is not a GGUF, or is damaged; two have a tensor of one name; of
+                types per expert, experts are missing although all parts are there.
         """
         paths = part_paths(Path(path))
         there = [each for each in paths if each.exists() or each == Path(path)]
@@ -35,7 +37,19 @@ class GGUFParts(Closing):
             self._place = {name: file for file in self.files for name in file.tensors}
             if len(self._place) != sum(len(file.tensors) for file in self.files):
                 raise GGUFError(f"{path}: two of its parts have a tensor of one name")
+            self.stacks = self._stacks(Path(path))
             self._opened = opened.pop_all()
+
+    def _stacks(self, path: Path) -> Mapping[str, Stack]:
+        """As a file has them, of all parts; none where a part is missing."""
+        if len(self.files) == 1 or self.missing or not self.per_expert:
+            return self.files[0].stacks
+        return stacks(self.tensors, str(path), expert_count(self.metadata))
+
+    @property
+    def per_expert(self) -> bool:
+        """Whether types are given to single experts (`gguf_experts`)."""
+        return any(file.per_expert for file in self.files)
 
     @property
     def metadata(self) -> Mapping[str, Value]:

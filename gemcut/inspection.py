@@ -19,16 +19,20 @@ The JSON (`Inspection.to_dict`); sizes are bytes, and what is not known is null:
     lattice       {role: share of the sampled groups of 32 weights on a Q4_0 lattice}
     plan          {request, solver, predicted} of the plan that the file was made by
     imatrix       {file, dataset, entries, chunks} of the importance it was made with
+    stacks        [{name, role, experts, types: {type: experts}, size, bpw}] of stacks whose experts
+                  have types of their own; empty in a stock file
     notes         [text]
     tensors       [{name, shape, type, role, weights, size}], only if asked for
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gemcut import ggml
+from gemcut.gguf_experts import Stack
 from gemcut.gguf_file import TensorInfo, Value
 from gemcut.kv_layout import kv_layout
 from gemcut.kv_summary import CacheSummary, summary
@@ -104,6 +108,18 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """A stack whose experts are single tensors, in types of their own."""
+
+    name: str
+    role: str
+    experts: int
+    types: Mapping[str, int]  # -> experts, the largest type first
+    size: int  # bytes
+    bpw: float
+
+
+@dataclass(frozen=True)
 class Inspection:
     """What is in a model."""
 
@@ -123,6 +139,7 @@ class Inspection:
     family: str | None = None  # gemcut's, that converts it
     lattice: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    stacks: tuple[Experts, ...] = ()
 
     @property
     def weights(self) -> int:
@@ -168,11 +185,13 @@ def inspect(
     tensors: Iterable[TensorInfo],
     role_of: Role,
     notes: Sequence[str] = (),
+    stacks: Iterable[Stack] = (),
 ) -> Inspection:
     """Describe a model.
 
     Args:
         metadata: by GGUF keys.
+        stacks: those among the tensors whose experts have types of their own.
 
     Raises:
         GGUFError: the metadata is not what it should be.
@@ -202,7 +221,15 @@ def inspect(
         imatrix(metadata),
         found,
         notes=tuple(notes),
+        stacks=tuple(_experts(stack, role_of(stack.name)) for stack in stacks),
     )
+
+
+def _experts(stack: Stack, role: str) -> Experts:
+    counts = Counter(sorted(stack.types, key=lambda kind: (-kind.bpw, kind.name)))
+    types = {kind.name: count for kind, count in counts.items()}
+    bpw = 8 * stack.nbytes / stack.weights
+    return Experts(stack.name, role, len(stack.experts), types, stack.nbytes, bpw)
 
 
 def block_sizes(columns: int) -> list[int]:

@@ -12,13 +12,11 @@ The file is sorted JSON with one tensor and one group per line, so that two can 
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gemcut import ggml
 from gemcut.artefact import (
     amount,
     each,
@@ -28,65 +26,22 @@ from gemcut.artefact import (
     parse,
     read_text,
     sequence,
-    share,
     string,
     write_text,
 )
 from gemcut.errors import PlanError, SensitivityError
+from gemcut.tensor_sensitivity import (
+    PARTS,
+    LocalError,
+    TensorSensitivity,
+    read_tensor,
+    tensor_to_dict,
+)
 
 VERSION = 1
-PARTS = ("gate", "up")  # of a tensor that holds both, when they are written apart
 SOURCES = ("prior", "probe")
 
 Point = tuple[float, float, float]  # relative error, KL divergence and its standard error
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A way to write a tensor: a ggml type, its rows zero-padded or as they are."""
-
-    type: ggml.Type
-    padded_to: int | None = None  # length of a row after zero-padding
-
-    def __str__(self) -> str:
-        """The name in artefacts: "q4_k", or "q4_k@768" for rows padded to 768."""
-        return self.type.name if self.padded_to is None else f"{self.type.name}@{self.padded_to}"
-
-
-@cache
-def candidate(name: str) -> Candidate:
-    """The candidate of a name. Raises PlanError: ggml has no such type, or no such blocks."""
-    kind, padded, width = name.partition("@")
-    found = ggml.types().get(kind)
-    if found is None:
-        raise PlanError(f"unknown candidate {name!r}; ggml has {', '.join(sorted(ggml.types()))}")
-    if not padded:
-        return Candidate(found)
-    digits = width.isascii() and width.isdecimal() and len(width) < 10 and width[0] != "0"
-    if not digits or not found.fits(int(width)):
-        raise PlanError(f"unknown candidate {name!r}: rows are padded to whole blocks, as q4_k@768")
-    return Candidate(found, int(width))
-
-
-@dataclass(frozen=True)
-class LocalError:
-    """A relative squared error, sum of importance (w - w')^2 over that of w^2, as estimated."""
-
-    mean: float
-    se: float = 0.0  # standard error of the mean, of sampling rows
-
-
-@dataclass(frozen=True)
-class TensorSensitivity:
-    """One tensor's group, and its error in every candidate.
-
-    The parts of a fused tensor ("NAME#gate" and "NAME#up") have their errors relative to the whole
-    tensor, so that those of both add up to that of the whole.
-    """
-
-    group: str
-    errors: Mapping[str, LocalError]
-    lattice: float = 0.0  # share of its groups of 32 that lie on a Q4_0 lattice
 
 
 @dataclass(frozen=True)
@@ -111,7 +66,7 @@ class Sensitivity:
     groups: Mapping[str, GroupWeight] = field(default_factory=dict)
     tensors: Mapping[str, TensorSensitivity] = field(default_factory=dict)
 
-    def predict(self, types: Mapping[str, str]) -> tuple[float, float]:
+    def predict(self, types: Mapping[str, str | Sequence[str]]) -> tuple[float, float]:
         """Predicted KL divergence of a file with these types, and its standard error.
 
         The standard error holds what is not known about the parameters: one weight is wrong for
@@ -119,8 +74,9 @@ class Sensitivity:
         independently. It says nothing about how well a sum describes the model.
 
         Args:
-            types: tensor to candidate; of a fused tensor, it or both its parts. Tensors that were
-                not measured, since they are never cut, cost nothing.
+            types: tensor to candidate, or to one for each of its experts; of a fused tensor, it or
+                both its parts. Tensors that were not measured, since they are never cut, cost
+                nothing.
 
         Raises:
             PlanError: a tensor is missing, or has no such candidate.
@@ -143,7 +99,7 @@ class Sensitivity:
                 variance += (weight.se * error) ** 2
         return total, math.sqrt(variance + believed**2)
 
-    def _chosen(self, types: Mapping[str, str]) -> Iterable[str]:
+    def _chosen(self, types: Collection[str]) -> Iterable[str]:
         """The measured tensors that a file has: a fused one, or both its parts."""
         for name in self.tensors:
             whole, _, part = name.partition("#")
@@ -156,8 +112,10 @@ class Sensitivity:
                 raise PlanError(f"{name}: no type is given for it, and it was measured")
             yield name
 
-    def _error(self, name: str, wanted: str) -> LocalError:
+    def _error(self, name: str, wanted: str | Sequence[str]) -> LocalError:
         known = self.tensors[name].errors
+        if not isinstance(wanted, str):
+            return self.tensors[name].mixed(wanted)
         if wanted not in known:
             raise PlanError(f"{name}: {wanted} was not measured, but {', '.join(sorted(known))}")
         return known[wanted]
@@ -209,13 +167,6 @@ class Sensitivity:
         write_text(path, self.to_json())
 
 
-def tensor_to_dict(tensor: TensorSensitivity) -> dict[str, Any]:
-    """A tensor as plain data, as it stands in the file."""
-    errors = {name: [error.mean, error.se] for name, error in tensor.errors.items()}
-    lattice = {"lattice": tensor.lattice} if tensor.lattice else {}
-    return {"group": tensor.group, "errors": errors} | lattice
-
-
 def _lines(entries: Mapping[str, Any]) -> list[str]:
     lines = [f"{json.dumps(name)}: {_line(entries[name])}," for name in sorted(entries)]
     return [*lines[:-1], *(line.removesuffix(",") for line in lines[-1:])]
@@ -248,25 +199,6 @@ def read_group(raw: Any, what: str) -> GroupWeight:
     """A group's weight out of plain data. Raises TypeError or ValueError: it is none."""
     read = {"weight": amount, "se": amount, "source": _kind, "points": _points}
     return GroupWeight(**fields(raw, what, read))
-
-
-def read_tensor(raw: Any, what: str) -> TensorSensitivity:
-    """A tensor out of plain data. Raises TypeError, ValueError or PlanError: it is none."""
-    read: dict[str, Callable[[Any, str], Any]] = {
-        "group": string,
-        "errors": lambda errors, where: each(_error, errors, where),
-    }
-    if isinstance(raw, dict) and "lattice" in raw:
-        read["lattice"] = share
-    tensor = TensorSensitivity(**fields(raw, what, read))
-    for name in tensor.errors:
-        candidate(name)
-    return tensor
-
-
-def _error(raw: Any, what: str) -> LocalError:
-    mean, se = sequence(raw, what, 2)
-    return LocalError(amount(mean, what), amount(se, what))
 
 
 def _points(raw: Any, what: str) -> tuple[Point, ...]:

@@ -50,13 +50,13 @@ def _memory(problem: Problem, machine: Profile | None) -> Iterator[str]:
 
 
 def _staged(problem: Problem, solution: Solution) -> int:
-    """Bytes that a card stages of what is on the host while its block is on a card."""
+    """Bytes that a card stages of what the host has of the blocks."""
     items = {part.name: part for item in problem.items for part in (item, *item.parts)}
     away = [
         chosen.option.size
         for name, chosen in solution.chosen.items()
         if chosen.place == HOST and (block := items[name].block) is not None
-        if solution.homes[block] != HOST
+        if block < len(problem.caches) and not chosen.option.hosted
     ]
     return 0 if problem.staged is None else max([problem.staged, *away])
 

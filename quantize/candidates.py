@@ -2,7 +2,7 @@
 
 from gemcut import ggml
 from gemcut.errors import PlanError
-from gemcut.sensitivity import Candidate
+from gemcut.tensor_sensitivity import Candidate
 
 # llama.cpp's replacements for a row that does not divide into the wanted type's blocks.
 FALLBACKS = {

@@ -5,6 +5,7 @@ Each function looks at names and shapes alone; no weight is read.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 
 from gemcut import ggml
 from gemcut.convert.model import Model, Tensor
@@ -14,6 +15,7 @@ from gemcut.plan import Entry, Plan
 from gemcut.quantize import stock
 from gemcut.quantize.candidates import fallback
 from gemcut.quantize.reshape import shaped
+from gemcut.quantize.single_experts import written
 
 
 def plan_uniform(
@@ -83,13 +85,11 @@ def infos(model: Model, plan: Plan) -> list[TensorInfo]:
             f"the plan is for another model: {min(missing)} is only in one of the two"
             + (f" ({len(missing)} such tensors)" if len(missing) > 1 else "")
         )
-    return [_info(tensor, plan.tensors[tensor.name]) for tensor in made.tensors]
+    found = (written(tensor, plan.tensors[tensor.name]) for tensor in made.tensors)
+    return [_info(*each) for each in chain.from_iterable(found)]
 
 
-def _info(tensor: Tensor, entry: Entry) -> TensorInfo:
-    if entry.experts:
-        raise PlanError(f"{tensor.name}: types per expert are not written")
-    kind = ggml.type_named(entry.type)
+def _info(tensor: Tensor, kind: ggml.Type) -> TensorInfo:
     held = _held(tensor, kind)
     if held and kind.name != held:
         raise PlanError(f"{tensor.name}: the plan says {kind}; this tensor stays {held}")

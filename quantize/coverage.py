@@ -49,6 +49,12 @@ class LayerCoverage:
         return self.counts * np.float32(self.experts / max(self.rows, 1))
 
     @property
+    def busiest(self) -> float:
+        """The share of the rows that the busiest quarter of the experts was given."""
+        quarter = np.sort(self.counts)[-max(1, round(self.experts / 4)) :]
+        return float(quarter.sum(dtype=np.float64)) / max(self.rows, 1)
+
+    @property
     def effective(self) -> float:
         """How many equally used experts would be as varied: the exponential of the entropy."""
         share = self.counts[self.counts > 0] / max(self.rows, 1)
@@ -79,6 +85,7 @@ def to_dict(layers: Iterable[LayerCoverage]) -> list[dict[str, Any]]:
             "rows": each.rows,
             "reached": each.reached,
             "effective": each.effective,
+            "busiest_quarter": each.busiest,
             "least": int(each.counts.min()),
             "median": float(np.median(each.counts)),
             "most": int(each.counts.max()),

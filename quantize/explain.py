@@ -1,11 +1,12 @@
 """Why a tensor became what it is: all it could have been, and what each would have cost."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from gemcut.errors import PlanError
 from gemcut.plan import Plan
-from gemcut.quantize.options import Way
+from gemcut.quantize.choices import Way
 from gemcut.quantize.outcome import Task
 from gemcut.quantize.search import Search, check_sensitivity
 from gemcut.runtime.placement.problem import Item, Option
@@ -23,6 +24,7 @@ class Alternative:
     seconds: tuple[float, ...]  # for a token, at each place
     below: bool  # the default range
     taken: bool
+    experts: Mapping[str, int] = field(default_factory=dict)  # how many have each type, if theirs
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,13 @@ def _alternatives(
             option.seconds,
             way.below,
             _taken(plan, item.name, way),
+            dict(Counter(way.experts).most_common()),
         )
 
 
 def _taken(plan: Plan, name: str, way: Way) -> bool:
     entry = plan.tensors.get(name)
-    return entry is not None and (entry.type, entry.padded_to) == (way.type, way.padded_to)
+    if entry is None:
+        return False
+    wanted = way.type, way.padded_to, way.experts
+    return (entry.type, entry.padded_to, entry.experts or ()) == wanted

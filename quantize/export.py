@@ -7,6 +7,7 @@ from gemcut.errors import PlanError
 from gemcut.plan import Plan
 from gemcut.profile import Profile
 from gemcut.quantize import stock
+from gemcut.quantize.single_experts import has_experts
 from gemcut.roles import role_of
 from gemcut.runtime.placement.carried import context_of
 from gemcut.runtime.placement.layout import NOTHING, Layout, expressions
@@ -26,7 +27,7 @@ def tensor_types(plan: Plan) -> str:
     """
     kinds: dict[str, list[str]] = defaultdict(list)
     for name, entry in plan.tensors.items():
-        if entry.padded_to or entry.split or entry.experts:
+        if entry.padded_to or entry.split or entry.experts is not None:
             done = "pads" if entry.padded_to else "splits" if entry.split else "has types within"
             raise PlanError(
                 f"the plan {done} {name}, which llama-quantize cannot do: plan with --plain, or "
@@ -72,8 +73,14 @@ def server_arguments(plan: Plan, file: str) -> list[str]:
     Its cache of earlier prompts, 8 GiB of the host's memory, is left out: no ledger has it.
 
     Raises:
-        PlanError, ProfileError: see `layout`; or the plan was made for no context.
+        PlanError, ProfileError: see `layout`; or the plan was made for no context, or has types for
+            single experts.
     """
+    if has_experts(plan):
+        raise PlanError(
+            "the plan has types for single experts, which llama-server cannot load: run its file "
+            "with `gemcut serve`, or plan without"
+        )
     where, context = layout(plan), context_of(plan)
     words = ["llama-server", "-m", file, "-c", context.n_ctx, "-np", context.n_seq]
     words += ["-b", context.n_ubatch] if context.n_ubatch > _BATCH else []

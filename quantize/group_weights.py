@@ -28,7 +28,8 @@ from gemcut.quantize.probe import Probe
 from gemcut.quantize.swapping import Change
 from gemcut.roles import role_of
 from gemcut.score import Floats
-from gemcut.sensitivity import GroupWeight, Point, TensorSensitivity
+from gemcut.sensitivity import GroupWeight, Point
+from gemcut.tensor_sensitivity import TensorSensitivity
 
 LEVELS = (0.03,)  # relative squared errors
 _FLOOR = 1e-4  # the one that the floor is measured with

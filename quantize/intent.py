@@ -227,6 +227,7 @@ _READERS: Mapping[str, Callable[[Any, str], Any]] = {
     "types": _types,
     "rules": _rules,
     "floors": _floors,
+    "per-expert": _flag,
     "plain": _flag,
 }
 _REQUESTED = {
@@ -237,5 +238,6 @@ _REQUESTED = {
     "prefer": "prefer",
     "rules": "rules",
     "floors": "floors",
+    "per-expert": "per_expert",
     "plain": "plain",
 }

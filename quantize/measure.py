@@ -174,6 +174,7 @@ def _key(frame: Sensitivity, request: Request) -> Key:
         "importance": frame.imatrix or "none",
         "types": str(frame.settings.get("types", "all")),
         "sampling": sampling,
+        "detail": "every expert",
     }
 
 

@@ -1,24 +1,27 @@
 """What may become of every tensor: the options that the program chooses from, with their prices.
 
 An option is a type that the row allows, within the limits of the request, with the bytes that it
-takes, what its error costs, and the seconds that it takes for a token at each place. Padding and
-writing a fused tensor in parts are options like any other.
+takes, what its error costs, and the seconds that it takes for a token at each place. Padding,
+writing a fused tensor in parts, and a type for every expert are options like any other.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from gemcut import ggml
 from gemcut.convert.model import Model, Tensor
 from gemcut.errors import PlanError, SensitivityError
 from gemcut.profile import HOST
 from gemcut.quantize import widths
+from gemcut.quantize.choices import Choices, Way
+from gemcut.quantize.mixtures import mixed
 from gemcut.quantize.request import Request, Rule, rules_of
 from gemcut.quantize.widths import Padding, paddings, splits
 from gemcut.roles import Role, role_of
 from gemcut.runtime.memory.tensors import block_of, is_routed, layer_of
 from gemcut.runtime.placement.problem import Item, Option
-from gemcut.sensitivity import PARTS, LocalError, Sensitivity
+from gemcut.sensitivity import Sensitivity
+from gemcut.tensor_sensitivity import PARTS
 
 # Smallest bits per weight of (experts, everything else). The default range is what suits a mixture
 # of experts, and may be left where that is measured to be better; the limits are not left unless
@@ -29,40 +32,6 @@ _NEVER = ("iq1_s", "iq1_m")  # unless asked for
 _SUPER_BLOCK = 256
 
 Seconds = Callable[[str, float], tuple[float, ...]]  # of active bytes in a type, at each place
-
-
-@dataclass(frozen=True)
-class Way:
-    """How an option writes a tensor."""
-
-    tensor: str  # of the source
-    type: str
-    padded_to: int | None = None  # units of the feed-forward
-    key: str | None = None  # of its entry in the sensitivity; None: it is never cut
-    error: LocalError | None = None
-    below: bool = False  # the default range
-
-
-@dataclass(frozen=True)
-class Choices:
-    """The items of a model, and what their options mean."""
-
-    items: tuple[Item, ...]
-    ways: Mapping[tuple[str, str, bool], Way]  # by item, option's name, and whether it is padded
-    fused: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # tensor -> its parts
-
-    def way(self, item: str, option: Option) -> Way:
-        """What a chosen option means."""
-        return self.ways[item, option.name, option.padded]
-
-    def within_default(self) -> "Choices":
-        """Without what is below the default range, where that leaves something."""
-        return replace(self, items=tuple(self._within(item) for item in self.items))
-
-    def _within(self, item: Item) -> Item:
-        above = tuple(o for o in item.options if not self.way(item.name, o).below)
-        parts = tuple(self._within(part) for part in item.parts)
-        return replace(item, options=above or item.options, parts=parts)
 
 
 class Builder:
@@ -126,11 +95,13 @@ class Builder:
         """Its item; or of a fused one those of its parts, if a rule is about one of them alone."""
         if tensor.name not in self.fused:
             return (self._item(tensor, tensor.name, tensor.name),)
+        names = self.fused[tensor.name]
+        apart = any(self._ruled(name) != self._ruled(tensor.name) for name in names)
         parts = tuple(
-            self._item(tensor, name, f"{tensor.name}#{part}", len(PARTS))
-            for name, part in zip(self.fused[tensor.name], PARTS, strict=True)
+            self._item(tensor, name, f"{tensor.name}#{part}", len(PARTS), apart)
+            for name, part in zip(names, PARTS, strict=True)
         )
-        if any(self._ruled(part.name) != self._ruled(tensor.name) for part in parts):
+        if apart:
             return parts
         return (replace(self._item(tensor, tensor.name, tensor.name), parts=parts),)
 
@@ -138,19 +109,26 @@ class Builder:
         rule = self.rules.get(name, Rule(name))
         return rule.types, rule.device
 
-    def _item(self, tensor: Tensor, name: str, key: str, share: int = 1) -> Item:
-        """One tensor, or one of the `share` parts of it that `key` stands for."""
+    def _item(
+        self, tensor: Tensor, name: str, key: str, share: int = 1, mixing: bool = True
+    ) -> Item:
+        """One tensor, or one of the `share` parts of it that `key` stands for.
+
+        Args:
+            mixing: offer types per expert, if they are asked for. Parts that are an alternative to
+                their whole have none: beside those of the whole they bring 0.3 percent.
+        """
         width = self.paddings.get(tensor.name)
-        ways = list(self._ways(tensor, name, key, width[1] if width else None))
-        options = []
-        for way in ways:
-            option = self._option(tensor, way, share, width[1] if width else None)
-            self.ways[name, option.name, option.padded] = way
-            options.append(option)
+        padding = width[1] if width else None
+        ways = self._ways(tensor, name, key, padding)
+        found = [(way, self._option(tensor, way, share, padding)) for way in ways]
+        if mixing and self.request.per_expert and self._runs(tensor.name):
+            found += self._mixtures(tensor, key, found)
+        self.ways |= {(name, option.name, option.padded): way for way, option in found}
         is_lookup = role_of(name).is_lookup
         return Item(
             name,
-            tuple(options),
+            tuple(option for _, option in found),
             block=self._block(name),
             roams=is_routed(name) and self.roams,
             copied=is_lookup and self._block(name) == self.blocks,
@@ -201,7 +179,7 @@ class Builder:
             kind = ggml.type_named(name.partition("@")[0])
             if ggml.needs_importance(kind) and tensor.name not in self.weighted:
                 continue
-            way = Way(tensor.name, kind.name, None, key, error, kind.bpw < floor)
+            way = Way(tensor.name, kind.name, None, key, error, kind.bpw < floor, name)
             if kind.fits(tensor.columns):
                 yield way
             if padding and kind.fits(_columns(tensor, padding)):
@@ -235,6 +213,19 @@ class Builder:
         return Option(
             kind.name, size, self._loss(way), self.seconds(kind.name, active), bool(way.padded_to)
         )
+
+    def _mixtures(
+        self, tensor: Tensor, key: str, found: Sequence[tuple[Way, Option]]
+    ) -> Iterator[tuple[Way, Option]]:
+        """A type for every expert, among what is padded or what is not."""
+        known = self.sensitivity.tensors.get(key)
+        if known is None or not known.experts:
+            return
+        if len(known.experts) != tensor.matrices:
+            raise SensitivityError(f"{key}: {len(known.experts)} experts of {tensor.matrices}")
+        for padded in (False, True):
+            alike = [each for each in found if each[1].padded == padded]
+            yield from mixed(known, alike, DEFAULT_RANGE[0])
 
     def _loss(self, way: Way) -> float:
         if way.key is None or way.error is None or not self._runs(way.tensor):

@@ -14,16 +14,21 @@ from gemcut.engine import ContextOptions
 from gemcut.gguf_file import Value
 from gemcut.plan import Entry, Plan
 from gemcut.profile import Profile
+from gemcut.quantize.choices import Choices, Way
 from gemcut.quantize.identity import fingerprint, model_key, sensitivity_digest
-from gemcut.quantize.options import Choices, Way
+from gemcut.quantize.mixtures import by_type
 from gemcut.quantize.request import Request
 from gemcut.quantize.rescale import Rescale
+from gemcut.quantize.statistics import Statistics
 from gemcut.roles import role_of
 from gemcut.runtime.memory.ledger import Fixed, ledger
 from gemcut.runtime.memory.tensors import Placed
 from gemcut.runtime.placement.problem import Chosen, Solution
 from gemcut.runtime.speed.throughput import decode_speed, prefill_speed
-from gemcut.sensitivity import LocalError, Sensitivity
+from gemcut.sensitivity import Sensitivity
+from gemcut.tensor_sensitivity import LocalError
+
+_WORTHWHILE = 0.95  # of the KL divergence: for less nobody gives up llama.cpp's own loaders
 
 Describe = Callable[[Plan], Mapping[str, Value]]
 
@@ -55,6 +60,35 @@ class Gain:
 
 
 @dataclass(frozen=True)
+class Worth:
+    """Types per expert: expected KL divergence with them, and without, all else being equal."""
+
+    kld: float
+    without: float | None  # None: nothing fits
+
+    @property
+    def ratio(self) -> float:
+        """Of the two; 1 if nothing is lost anyway."""
+        if self.without is None:
+            return 0.0
+        return self.kld / self.without if self.without else 1.0
+
+    @property
+    def enough(self) -> bool:
+        """Whether a file is to have them."""
+        return self.ratio <= _WORTHWHILE
+
+    def __str__(self) -> str:
+        """In words."""
+        gain = f"predicted KL divergence x {self.ratio:.2f}, all else equal"
+        if self.without is None:
+            gain = "nothing fits without"
+        if self.enough:
+            return f"{gain}; such a file runs with gemcut alone"
+        return f"not worth it here: {gain}; every tensor has one type"
+
+
+@dataclass(frozen=True)
 class Outcome:
     """A plan, what was chosen, and what else there was."""
 
@@ -63,6 +97,7 @@ class Outcome:
     frontier: tuple[Point, ...] = ()
     gains: tuple[Gain, ...] = ()
     notes: tuple[str, ...] = ()
+    worth: Worth | None = None  # of types per expert, if they were asked for
 
 
 @dataclass(frozen=True)
@@ -82,6 +117,7 @@ class Task:
     context: ContextOptions = ContextOptions(n_ctx=8192, n_outputs=1)
     rescale: Rescale = Rescale()
     imatrix: str | None = None  # digest of the importance
+    statistics: Statistics | None = None  # of the importance
 
 
 @dataclass(frozen=True)
@@ -102,11 +138,11 @@ class Reporter:
     def point(self, solution: Solution, label: str) -> Point:
         """What a solution comes to."""
         ways = self._ways(solution)
-        placed = self._placed(solution)
         decode = prefill = None
         if self.task.machine and self.needs:
-            speed = self.task.machine, self.needs, placed, self._shares(ways)
-            decode, prefill = decode_speed(*speed).per_second, prefill_speed(*speed).per_second
+            planned, shares = (self.task.machine, self.needs), self._shares(ways)
+            decode = decode_speed(*planned, self._placed(solution, read=True), shares).per_second
+            prefill = prefill_speed(*planned, self._placed(solution), shares).per_second
         return Point(
             label,
             solution.size,
@@ -138,19 +174,25 @@ class Reporter:
                 errors.setdefault(group, []).append(way.error)
         return self.sensitivity.total(errors)[1]
 
-    def _placed(self, solution: Solution) -> list[Placed]:
+    def _placed(self, solution: Solution, read: bool = False) -> list[Placed]:
+        """The tensors of the file; `read`: bytes of experts in each type as tokens read them."""
         copied = {item.name for item in self.choices.items if item.copied}
-        return [
-            Placed(
-                name,
-                chosen.option.name,
-                chosen.option.size,
-                self._weights[name],
-                self.places[chosen.place],
-                name in copied and chosen.place > 0,
+        found = []
+        for name, chosen in solution.chosen.items():
+            way, size = self.choices.way(name, chosen.option), chosen.option.size
+            routed = self.sensitivity.tensors[way.key].routed if read and way.key else ()
+            found.append(
+                Placed(
+                    name,
+                    way.type,
+                    size,
+                    self._weights[name],
+                    self.places[chosen.place],
+                    name in copied and chosen.place > 0,
+                    kinds=by_type(way, size, routed) if way.experts else (),
+                )
             )
-            for name, chosen in solution.chosen.items()
-        ]
+        return found
 
     @cached_property
     def _weights(self) -> dict[str, int]:
@@ -160,8 +202,8 @@ class Reporter:
             counts |= dict.fromkeys(parts, counts[name] // len(parts))
         return counts
 
-    def plan(self, solution: Solution) -> Plan:
-        """The plan of a solution, with its ledger and predictions."""
+    def plan(self, solution: Solution, worth: Worth | None = None) -> Plan:
+        """The plan of a solution, with its ledger and predictions, and what mixtures are worth."""
         task, ways = self.task, self._ways(solution)
         entries = {
             name: self._entry(name, chosen, ways[name]) for name, chosen in solution.chosen.items()
@@ -180,7 +222,7 @@ class Reporter:
             },
             entries,
             self._sources,
-            predicted=self._predicted(point, solution),
+            predicted=self._predicted(point, solution, worth),
         )
         if not (self.task.machine and self.needs):
             return plan
@@ -207,10 +249,11 @@ class Reporter:
             self.places[chosen.place] or None,
             way.padded_to,
             way.tensor != name,
+            way.experts or None,
             error=_rounded(way.error.mean) if way.error and self.task.sensitivity else None,
         )
 
-    def _predicted(self, point: Point, solution: Solution) -> dict[str, Any]:
+    def _predicted(self, point: Point, solution: Solution, worth: Worth | None) -> dict[str, Any]:
         probed = any(group.source == "probe" for group in self.sensitivity.groups.values())
         said = {
             "kld": _rounded(solution.loss),
@@ -218,6 +261,8 @@ class Reporter:
             "kld_se": _rounded(point.kld_se),
             "kld_by": "probe" if probed else "prior",
         }
+        if worth and worth.enough and worth.without is not None:
+            said["kld_without_experts"] = _rounded(worth.without)
         if self.task.machine is None:
             return said
         speeds = {"decode": _rounded(point.decode), "prefill": _rounded(point.prefill)}

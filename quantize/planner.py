@@ -1,9 +1,12 @@
 """The planner: from what was measured, what is asked for and what the machine has, to a plan."""
 
+from dataclasses import replace
+
+from gemcut.errors import BudgetError
 from gemcut.quantize.frontier import with_alternatives
-from gemcut.quantize.outcome import Outcome, Task
+from gemcut.quantize.outcome import Outcome, Task, Worth
 from gemcut.quantize.search import Search, check_sensitivity
-from gemcut.runtime.placement.problem import HOST
+from gemcut.runtime.placement.problem import HOST, Aim, Solution
 
 _EMBEDDING = "token_embd.weight"
 
@@ -21,12 +24,36 @@ def plan_model(task: Task, alternatives: bool = True) -> Outcome:
         EngineError: the solver failed.
     """
     notes = check_sensitivity(task)
-    search = Search(task)
-    solution, aim = search.choose()
-    label = task.request.preference
-    chosen = search.report.point(solution, label)
-    outcome = Outcome(search.report.plan(solution), chosen, notes=(*notes, *_pulled(search)))
+    search, solution, aim, worth = _chosen(task)
+    chosen = search.report.point(solution, task.request.preference)
+    plan = search.report.plan(solution, worth)
+    outcome = Outcome(plan, chosen, notes=(*notes, *_pulled(search)), worth=worth)
     return with_alternatives(search, outcome, solution, aim) if alternatives else outcome
+
+
+def _chosen(task: Task) -> tuple[Search, Solution, Aim, Worth | None]:
+    """The best choice and its aim; with types per expert, if they are asked for and worth it."""
+    search, expected = Search(_stock(task)), task.rescale.expected
+    try:
+        solution, aim = search.choose()
+    except BudgetError:
+        if not task.request.per_expert:
+            raise
+        mixing = Search(task)
+        mixed, aim = mixing.choose()
+        return mixing, mixed, aim, Worth(expected(mixed.loss), None)
+    if not task.request.per_expert:
+        return search, solution, aim, None
+    mixing = Search(task, solution)
+    mixed = mixing.chosen(aim) or solution
+    worth = Worth(expected(mixed.loss), expected(max(0.0, search.equal(solution, mixed))))
+    if worth.enough:
+        return mixing, mixed, aim, worth
+    return search, solution, aim, worth
+
+
+def _stock(task: Task) -> Task:
+    return replace(task, request=replace(task.request, per_expert=False))
 
 
 def _pulled(search: Search) -> tuple[str, ...]:

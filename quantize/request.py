@@ -42,6 +42,7 @@ class Request:
     types: tuple[str, ...] | None = None  # the only ones to choose from
     all_types: bool = False  # no limits for what a tensor may become
     plain: bool = False  # no padding and no splitting: what llama-quantize can make, too
+    per_expert: bool = False  # types of single experts where these help; runs with gemcut alone
     rules: tuple[Rule, ...] = ()
     floors: Mapping[str, str] = field(default_factory=dict)  # role -> the smallest type it may get
 
@@ -57,6 +58,8 @@ class Request:
             raise UsageError(f"prefer {self.prefer!r}: wanted {', '.join(PREFERENCES)}")
         if self.types is not None and (self.all_types or not self.types):
             raise UsageError("types: give a list of them, or all, not both")
+        if self.per_expert and self.plain:
+            raise UsageError("per-expert goes without plain: llama-quantize has one type a tensor")
         for kind in (*(self.types or ()), *self.floors.values()):
             ggml.type_named(kind)
         for role in self.floors:

@@ -22,7 +22,8 @@ from gemcut.quantize.group_weights import (
 )
 from gemcut.quantize.groups import Groups, groupings
 from gemcut.quantize.probe import Probe
-from gemcut.sensitivity import GroupWeight, Sensitivity, TensorSensitivity
+from gemcut.sensitivity import GroupWeight, Sensitivity
+from gemcut.tensor_sensitivity import TensorSensitivity
 
 Tell = Callable[[str], None]  # told a line for the user
 

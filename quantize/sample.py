@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gemcut.sensitivity import LocalError
+from gemcut.tensor_sensitivity import LocalError
 
 Numbers = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
@@ -74,3 +74,14 @@ class Strata:
         left = 1 - counts / self.height  # nothing is unknown of a stratum that was drawn whole
         variances = scale**2 * left * counts * sums(centred**2) / np.maximum(counts - 1, 1)
         return LocalError(ratio, float(np.sqrt(variances.sum())) / energy)
+
+    def shares(self, strata: Numbers, energies: Doubles) -> Doubles:
+        """Each stratum's share of the sum of energies over all rows: [strata], sums to 1.
+
+        Args:
+            strata, energies: of the rows that were drawn, as in `estimate`.
+        """
+        counts = np.bincount(strata, minlength=len(self.mass))
+        sums = self.mass * np.bincount(strata, energies, len(self.mass)) / counts
+        shares: Doubles = sums / (sums.sum() or 1.0)
+        return shares

@@ -10,17 +10,19 @@ import math
 from dataclasses import replace
 from functools import cached_property
 
-from gemcut.errors import BudgetError, SensitivityError
+from gemcut.errors import BudgetError, PlanError, SensitivityError
+from gemcut.gguf_experts import is_stack
 from gemcut.gguf_layout import file_size
 from gemcut.quantize import choose
 from gemcut.quantize.binding import binding
+from gemcut.quantize.choices import Choices
 from gemcut.quantize.identity import fingerprint
-from gemcut.quantize.options import Builder, Choices
+from gemcut.quantize.options import Builder
 from gemcut.quantize.outcome import Reporter, Task
 from gemcut.quantize.priors import prior_sensitivity
 from gemcut.runtime.memory.ledger import fixed, rooms
 from gemcut.runtime.placement.problem import LOSS, SECONDS, SIZE, Aim, Problem, Solution
-from gemcut.runtime.placement.program import place, solve
+from gemcut.runtime.placement.program import improved, place, solve
 from gemcut.runtime.speed.throughput import (
     Prices,
     active_shares,
@@ -41,6 +43,8 @@ def check_sensitivity(task: Task) -> tuple[str, ...]:
         SensitivityError: it was measured on another model.
     """
     model, sensitivity = task.model, task.sensitivity
+    if task.request.per_expert:
+        _check_experts(task)
     if sensitivity is None:
         return ()
     if model.files and sensitivity.source != fingerprint(model):
@@ -52,13 +56,39 @@ def check_sensitivity(task: Task) -> tuple[str, ...]:
     return ("the errors were measured with another importance matrix than the file is cut with",)
 
 
+def _check_experts(task: Task) -> None:
+    """Raise PlanError or SensitivityError if nothing is known of single experts."""
+    if not any(is_stack(tensor.name) for tensor in task.model.tensors):
+        raise PlanError("types per expert: no tensor of this model holds routed experts")
+    sensitivity = task.sensitivity
+    if sensitivity is None and task.statistics is None:
+        raise PlanError(
+            "types per expert follow how a text is routed: give --imatrix or --sensitivity, which "
+            "`gemcut quantize --measure` makes both"
+        )
+    if sensitivity and not any(tensor.experts for tensor in sensitivity.tensors.values()):
+        raise SensitivityError(
+            "types per expert: the sensitivity says nothing of single experts; it was measured by "
+            "an earlier gemcut, or without an importance matrix: `gemcut measure --imatrix` anew"
+        )
+
+
 class Search:
     """One task, with its choices and solutions."""
 
-    def __init__(self, task: Task) -> None:
-        """Build the choices. Raises BudgetError, PlanError, SensitivityError."""
-        self.task, self.machine = task, task.machine
-        self.sensitivity = task.sensitivity or prior_sensitivity(task.model, task.weighted)
+    def __init__(self, task: Task, known: Solution | None = None) -> None:
+        """Build the choices.
+
+        Args:
+            known: what is chosen for the same task without types per expert.
+
+        Raises:
+            BudgetError, PlanError, SensitivityError: nothing can be chosen.
+        """
+        self.task, self.machine, self.known = task, task.machine, known
+        self.sensitivity = task.sensitivity or prior_sensitivity(
+            task.model, task.weighted, task.statistics if task.request.per_expert else None
+        )
         names = [tensor.name for tensor in task.model.tensors]
         self.shares = active_shares(task.model.metadata, names)
         self.places = tuple(p.name for p in self.machine.places) if self.machine else ("",)
@@ -146,15 +176,19 @@ class Search:
             BudgetError: there is none.
         """
         aim = self._aim
+        found = self.chosen(aim)
+        if found is None:
+            raise self._refusal()
+        return found, aim
+
+    def chosen(self, aim: Aim) -> Solution | None:
+        """The best for an aim within all that was asked for; None: there is none."""
         problem = replace(self.bounded, aim=aim)
         if self.task.request.preference == "speed" and self.task.request.max_kld is None:
             problem = self._within_default(problem) or problem
         if self.task.request.size is not None:
             problem = self._with_header(problem)
-        found = self._fitting(problem, GAP)
-        if found is None:
-            raise self._refusal()
-        return found, aim
+        return self._fitting(problem, GAP)
 
     @property
     def _aim(self) -> Aim:
@@ -187,7 +221,7 @@ class Search:
 
     def solved(self, problem: Problem, gap: float) -> Solution | None:
         """The best of a problem of this task; placed for speed too, which loss cannot ask for."""
-        found = solve(problem, gap)
+        found = improved(problem, self.known, gap) if self.known else solve(problem, gap)
         if found and self.machine and problem.aim == LOSS:
             return place(self.problem, found)
         return found
@@ -210,6 +244,12 @@ class Search:
     def _worth(self) -> float:
         """The loss between them."""
         return max(0.0, self.fastest.loss - self.best.loss)
+
+    def equal(self, solution: Solution, other: Solution) -> float:
+        """What a solution would lose in another one's time, or bytes, at their price."""
+        quality = self.task.request.preference == "quality"
+        price = 0.0 if quality else self.price  # the same limits bind both
+        return solution.loss + price * (self._along(solution) - self._along(other))
 
     def _along(self, solution: Solution) -> float:
         return solution.seconds if self.machine else float(solution.size)

@@ -7,6 +7,7 @@ is an addition, which llama.cpp's tools pass over (`common/imatrix-loader.cpp`).
 read in `legacy`.
 """
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,9 @@ _SUMS, _COUNTS, _GATES = ".in_sum2", ".counts", ".gates"
 _DATASETS, _CHUNK_COUNT, _CHUNK_SIZE = (
     f"imatrix.{key}" for key in ("datasets", "chunk_count", "chunk_size")
 )
+# A string of seven bytes, as it lies in a GGUF; all tools write it among the first.
+_SAYS_SO = b"general.type" + struct.pack("<IQ", 8, 7) + b"imatrix"
+_HEAD = 1 << 16  # bytes
 # Tensors that are multiplied with the same input, so that an entry of one serves the others:
 # converters write them fused or apart.
 _SAME_INPUT = (
@@ -112,6 +116,21 @@ def routed_share(statistics: Statistics, name: str, matrices: int | None = None)
         return np.full(wanted, 1 / wanted, np.float32)
     share: ggml.Floats = (entry.counts / entry.counts.sum(dtype=np.float64)).astype(np.float32)
     return share
+
+
+def is_imatrix(path: Path) -> bool:
+    """Whether a file is an imatrix, by its name or what stands at its beginning.
+
+    Raises:
+        GGUFError: it cannot be read.
+    """
+    if path.suffix == ".dat":  # llama.cpp's older kind, which says nothing of itself
+        return True
+    try:
+        with path.open("rb") as file:
+            return _SAYS_SO in file.read(_HEAD)
+    except OSError as error:
+        raise GGUFError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def read_statistics(path: Path) -> Statistics:

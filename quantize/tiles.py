@@ -57,7 +57,7 @@ def encode(
     tensor: Tensor, kind: ggml.Type, start: int, stop: int, weights: ggml.Floats | None = None
 ) -> ggml.Bytes:
     """Encoded rows [stop - start, row_bytes]; rows that have the type already are passed on."""
-    if kind.name == tensor.source_type and (rows := tensor.raw(start, stop)) is not None:
+    if (rows := tensor.raw(start, stop, kind.name)) is not None:
         if kind.name in _CHECKED and not tensor.nonfinite and not ggml.is_finite(kind, rows):
             raise EngineError("the weights hold NaN or infinite values" + _ADVICE)
         return rows

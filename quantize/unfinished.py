@@ -15,13 +15,8 @@ from gemcut.artefact import MAX_SIZE, each, fields, parse, string
 from gemcut.closing import Closing
 from gemcut.errors import OutputError, PlanError
 from gemcut.quantize.identity import Key, check_key
-from gemcut.sensitivity import (
-    GroupWeight,
-    TensorSensitivity,
-    read_group,
-    read_tensor,
-    tensor_to_dict,
-)
+from gemcut.sensitivity import GroupWeight, read_group
+from gemcut.tensor_sensitivity import TensorSensitivity, read_tensor, tensor_to_dict
 
 
 class Unfinished(Closing):

@@ -7,6 +7,7 @@ Tiles that an earlier run wrote were compared with its journal instead.
 """
 
 from collections.abc import Mapping
+from hashlib import blake2b
 from pathlib import Path
 from zlib import crc32
 
@@ -19,8 +20,7 @@ from gemcut.quantize.tiles import Tile, encode
 
 _DRAWN = 2  # rows of every tensor, beside its first and its last
 
-_Decoded = ggml.Floats | ggml.Bytes  # bytes of what ggml does not decode: a table of integers
-_Rows = dict[tuple[str, int], _Decoded]  # by tensor and number
+_Rows = dict[tuple[str, int], bytes]  # by tensor and number: a digest, for there may be millions
 
 
 class Sample:
@@ -34,8 +34,7 @@ class Sample:
         for row in _numbers(tile.tensor.name, tile.tensor.rows):
             if tile.start <= row < tile.stop:
                 encoded = encode(tile.tensor, tile.type, row, row + 1, tile.importance)
-                decoded = _decoded(tile.type, encoded, tile.tensor.columns)
-                self._rows[tile.tensor.name, row] = decoded.copy()
+                self._rows[tile.tensor.name, row] = _digest(tile.type, encoded, tile.tensor.columns)
 
     def check(self, files: Mapping[Path, Path]) -> None:
         """Decode the sample from the files that hold it.
@@ -60,16 +59,18 @@ class Sample:
     def _check(self, path: Path, file: GGUFFile, left: _Rows) -> None:
         for name, row in [key for key in left if key[0] in file.tensors]:
             info, wanted = file.tensors[name], left.pop((name, row))
-            found = _decoded(info.type, file.rows(name, row, row + 1), info.shape[-1])
-            if not np.array_equal(found, wanted, equal_nan=True):
+            found = _digest(info.type, file.rows(name, row, row + 1), info.shape[-1])
+            if found != wanted:
                 raise OutputError(
                     f"{path}: row {row} of {name} is not what was encoded, so nothing was kept: "
                     "memory or disk failed, or another program wrote there; write it again"
                 )
 
 
-def _decoded(kind: ggml.Type, rows: ggml.Bytes, columns: int) -> _Decoded:
-    return ggml.dequantize(kind, rows, columns) if kind.name in ggml.types() else rows
+def _digest(kind: ggml.Type, rows: ggml.Bytes, columns: int) -> bytes:
+    """Of the decoded values; of what ggml does not decode, a table of integers, of the bytes."""
+    decoded = ggml.dequantize(kind, rows, columns) if kind.name in ggml.types() else rows
+    return blake2b(decoded.tobytes(), digest_size=16).digest()
 
 
 def _numbers(name: str, rows: int) -> set[int]:

@@ -17,6 +17,7 @@ from gemcut import __version__, ggml
 from gemcut.convert.model import Model, Tensor
 from gemcut.engine import PINNED
 from gemcut.errors import EngineError, OutputError, PlanError
+from gemcut.gguf_experts import marked
 from gemcut.gguf_file import Value
 from gemcut.gguf_layout import Layout, layouts
 from gemcut.plan import METADATA_KEY, Plan
@@ -25,6 +26,7 @@ from gemcut.quantize.choose import infos
 from gemcut.quantize.identity import digest
 from gemcut.quantize.importance import Importance
 from gemcut.quantize.reshape import shaped, shaped_importance
+from gemcut.quantize.single_experts import has_experts, singled, singled_importance
 from gemcut.quantize.statistics import Statistics
 from gemcut.quantize.tiles import Progress, Tile, Work, resume, spans
 from gemcut.quantize.verify import Sample
@@ -41,13 +43,16 @@ Tell = Callable[[str], None]  # told a line for the user
 
 
 def metadata(model: Model, plan: Plan) -> dict[str, Value]:
-    """The finished file's metadata: the model's own, the file type and, if cut, the plan."""
+    """The finished file's metadata: the model's own, the file type and, if cut, the plan.
+
+    One with types per expert is marked as such.
+    """
     values = dict(shaped(model, plan).metadata)
     values["general.file_type"] = Value("u32", _file_type(model, plan))
     values["general.quantization_version"] = Value("u32", _QUANTIZATION_VERSION)
     if any(ggml.type_named(entry.type).quantized for entry in plan.tensors.values()):
         values[METADATA_KEY] = Value("str", plan.to_json(indent=None))
-    return values
+    return marked(values) if has_experts(plan) else values
 
 
 def carrying(model: Model, statistics: Statistics) -> Model:
@@ -104,8 +109,9 @@ def write_model(
         EngineError: ggml refuses what the source holds; nothing is kept then.
     """
     outputs = files(model, plan, path, split_size)
-    importance = importance and shaped_importance(importance, model, plan)
-    source, model = model, shaped(model, plan)
+    if importance:
+        importance = singled_importance(shaped_importance(importance, model, plan), plan)
+    source, model = model, singled(shaped(model, plan), plan)
     types = {info.name: info.type for layout in outputs.values() for info in layout.tensors}
     _check_importance(model, types, importance)
     tiles = partial(_tiles, model, types, importance or {})
@@ -211,8 +217,10 @@ def _check_importance(
 
 def _file_type(model: Model, plan: Plan) -> int:
     asked = plan.request.get("type")
-    if asked in ("f32", "f16", "bf16") and any(t.kept == "mxfp4" for t in model.tensors):
-        asked = "mxfp4_moe"  # as llama.cpp's converter names what keeps its experts
+    held = {tensor.kept for tensor in model.tensors if tensor.kept}
+    if asked in ("f32", "f16", "bf16") and any(ggml.type_named(each).quantized for each in held):
+        # As llama.cpp's converter names what keeps its experts; else most of it is what was kept.
+        asked = "mxfp4_moe" if "mxfp4" in held else None
     if isinstance(asked, str) and asked in stock.MIXTURES:
         return stock.MIXTURES[asked][0]
     sizes: dict[str, int] = {}

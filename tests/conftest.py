@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: the demo's checkpoint, and files made from it once."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +9,11 @@ import pytest
 import gemcut
 from gemcut import api
 from gemcut.llama import Model
+from gemcut.llama.experts_library import library_file
+from gemcut.runtime.experts.build import build, compiler
+from gemcut.user_cache import cache_folder
+
+USERS = cache_folder()  # before tests have one of their own
 
 Cut = Callable[[str], Path]
 
@@ -27,6 +33,19 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name, value in own.items():
             patch.setenv(name, value)
         yield
+
+
+@pytest.fixture(scope="session")
+def experts_library(own_folders: None) -> Path:
+    """The library that runs types per expert: the user's, if `make setup` built it there."""
+    path = library_file()
+    users = USERS / path.relative_to(cache_folder())
+    if users.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(users, path)
+    elif compiler() is None:
+        pytest.skip("there is no C++ compiler")
+    return build()
 
 
 @pytest.fixture(scope="session")

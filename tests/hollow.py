@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gemcut import ggml
+from gemcut.gguf_experts import expert_name, marked
 from gemcut.gguf_file import TensorInfo
 from gemcut.gguf_layout import Layout
 from gemcut.profile import Processor, Profile
@@ -25,9 +26,13 @@ def hollow(
     kind: str = "q4_k",
     architecture: str = "qwen3moe",
     tied: bool = False,
+    singles: tuple[str, ...] = (),
     **metadata,
 ) -> Path:
-    """A mixture of experts of this shape, with a vocabulary of 65536 tokens."""
+    """A mixture of experts of this shape, with a vocabulary of 65536 tokens.
+
+    With `singles` every expert is a tensor of its own, in one of these types after the other.
+    """
     shapes = {"token_embd.weight": (65536, hidden), "output_norm.weight": (hidden,)}
     if not tied:
         shapes["output.weight"] = (65536, hidden)
@@ -41,10 +46,12 @@ def hollow(
             f"blk.{block}.ffn_up_exps.weight": (experts, wide, hidden),
             f"blk.{block}.ffn_down_exps.weight": (experts, hidden, wide),
         }
-    infos = (
+    infos = [
         TensorInfo(name, shape, ggml.type_named(kind if len(shape) > 1 else "f32"))
         for name, shape in shapes.items()
-    )
+    ]
+    if singles:
+        infos = [new for info in infos for new in _apart(info, singles)]
     numbers = {
         "block_count": blocks,
         "embedding_length": hidden,
@@ -58,10 +65,23 @@ def hollow(
         "expert_used_count": 2,
         "expert_feed_forward_length": wide,
     }
-    found = Layout(metadata_of(architecture, numbers | metadata), tuple(infos))
+    values = metadata_of(architecture, numbers | metadata)
+    found = Layout(marked(values) if singles else values, tuple(infos))
     path.write_bytes(found.header)
     os.truncate(path, found.size)
     return path
+
+
+def _apart(info, kinds):
+    """A tensor, or of a stack its experts."""
+    if len(info.shape) < 3:
+        return [info]
+    return [
+        TensorInfo(
+            expert_name(info.name, n), info.shape[1:], ggml.type_named(kinds[n % len(kinds)])
+        )
+        for n in range(info.shape[0])
+    ]
 
 
 def machine(*vram, ram=32 * GIB, **changes):

@@ -336,14 +336,14 @@ def test_every_byte_is_somewhere(places, experts):
     needs = fixed(metadata_of("qwen3moe", {"block_count": 2}), ContextOptions(n_ctx=1024))
     placed = list(tensors(places, experts))
     pages = ledger(MACHINE, needs, placed, lambda name: role_of(name).name)
-    room = rooms(MACHINE, needs, staged_bytes(placed, 2))
+    room = rooms(MACHINE, needs, staged_bytes(placed))
 
     for at, place in enumerate(MACHINE.places):
         page = pages[place.name]
         assert sum(page.values()) == place.memory
         held = sum(size for kind, size in page.items() if kind.startswith(("weights", "kv")))
         assert page["free"] == room[at] - held + (page["compute"] == 0) * needs.on_card(
-            staged_bytes(placed, 2)
+            staged_bytes(placed)
         )
     assert sum(page.get("kv", 0) for page in pages.values()) == sum(needs.caches)
     weights = sum(n for page in pages.values() for kind, n in page.items() if "weights" in kind)
@@ -369,7 +369,22 @@ def test_a_ledger_says_what_is_what():
 def test_blocks_are_at_home_where_their_attention_is():
     placed = list(tensors(("cpu", "gpu0", "gpu1")))
     assert homes(placed, 4) == ("cpu", "gpu0", "gpu1", "cpu")
-    assert staged_bytes(placed, 4) == 5002
+    assert staged_bytes(placed) == 5002
+    assert staged_bytes(tensors(("cpu", "gpu0"), experts="gpu0")) == 100
+    assert staged_bytes(tensors(("gpu0", "gpu1"), experts="gpu0")) == 0
+
+
+def test_a_card_computes_prompts_with_what_the_host_has():
+    """The first that copies reach, and it needs room for it though it holds nothing; no other."""
+    needs = fixed(metadata_of("qwen3moe", {"block_count": 2}), ContextOptions(n_ctx=1024))
+    linked = MACHINE.with_cards(tuple(replace(card, link=1e10) for card in MACHINE.cards))
+    on_host = list(tensors(("cpu", "cpu")))
+    pages = ledger(linked, needs, on_host, str)
+    alone = ledger(linked, replace(needs, offloads=False), on_host, str)
+
+    assert pages["gpu0"]["compute"] == needs.on_card(5001) > needs.on_card()
+    assert pages["gpu0"]["free"] == 11 * GIB - CARD_MARGIN - needs.on_card(5001)
+    assert pages["gpu1"]["compute"] == alone["gpu0"]["compute"] == 0
 
 
 def test_a_place_that_is_not_there():

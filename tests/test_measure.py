@@ -33,6 +33,7 @@ from tests import checkpoints
 CHEAP = ["q4_0", "q8_0", "q2_k", "mxfp4", "bf16"]
 ALL = Sampling(rows=10**9, first=10**9)
 TEXT = held_out_text()[:6000]
+EVEN = 0.02  # of the mass: what any expert is given
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,8 @@ def test_exhaustive_errors_are_those_of_gguf_pys_decoder(kind, model, statistics
         for each, weights in zip(rows, importance, strict=True)
     ]
     back = gguf.quants.dequantize(np.stack(encoded), gguf.GGMLQuantizationType[kind.upper()])
-    weights = counts[:, None, None] * importance[:, None, :].astype(np.float64)
+    mass = EVEN / len(counts) + (1 - EVEN) * counts / counts.sum()
+    weights = mass[:, None, None] * importance[:, None, :].astype(np.float64)
     wanted = (weights * (back.astype(np.float64) - rows) ** 2).sum() / (weights * rows**2).sum()
 
     (each,) = subjects(replace(model, tensors=(tensor,)), statistics, [kind])
@@ -176,6 +178,24 @@ def test_the_sources_own_type_loses_nothing(model):
 
     assert errors["f32"].mean == 0
     assert 0 < errors["f16"].mean < errors["bf16"].mean < 1e-5
+
+
+def test_each_experts_share_of_the_error(model, statistics):
+    """Of all rows, that of the energy; of the rows that are drawn, nearly."""
+    tensor = next(t for t in model.tensors if t.name == "blk.2.ffn_gate_up_exps.weight")
+    importance = importance_for(statistics, [tensor])[tensor.name].astype(np.float64)
+    rows = tensor.read(0, tensor.rows).reshape(tensor.shape).astype(np.float64)
+    energies = (importance[:, None] * rows**2).sum(axis=(1, 2)) * expert_mass(statistics, tensor)
+    wanted = energies / energies.sum()
+
+    (each,) = subjects(replace(model, tensors=(tensor,)), statistics, ["q8_0"])
+    (alone,) = subjects(replace(model, tensors=(tensor,)), None, ["q8_0"])
+
+    assert local_errors(each, ALL).experts == pytest.approx(wanted, rel=1e-3)
+    assert np.abs(local_errors(each, Sampling()).experts - wanted).sum() < 0.3
+    counts = statistics.entries[tensor.name].counts
+    assert each.routed == pytest.approx(counts / counts.sum(), rel=1e-3)
+    assert local_errors(alone, Sampling(32, 32)).experts == alone.routed == ()
 
 
 def test_a_heavily_routed_expert_counts_for_more():
@@ -256,9 +276,10 @@ def test_the_weights_of_the_router_count_squared():
     gated = Statistics({tensor.name: Entry(sums, counts, np.array([5, 3], np.float32))})
 
     assert [0.5, 0.5] == expert_mass(None, tensor).tolist()
-    assert expert_mass(routed, tensor) == pytest.approx([0.25, 0.75])
+    assert expert_mass(routed, tensor) == pytest.approx((1 - EVEN) * np.array([0.25, 0.75]) + 0.01)
     # 10 rows at a half, 30 rows at a tenth
-    assert expert_mass(gated, tensor) == pytest.approx(np.array([2.5, 0.3]) / 2.8)
+    mass = (1 - EVEN) * np.array([2.5, 0.3]) / 2.8 + 0.01
+    assert expert_mass(gated, tensor) == pytest.approx(mass)
 
 
 def measure(

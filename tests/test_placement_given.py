@@ -15,6 +15,8 @@ from gemcut.runtime.placement.given import ALL, Given
 from gemcut.runtime.placement.placement import plan_run
 from tests.hollow import GIB, MIB, check, experts_on_host, hollow, machine
 
+EXPERTS = 96 * 1024 * 2048 * 144 // 256  # bytes of one of a block's three tensors of experts
+
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
@@ -109,7 +111,7 @@ def test_several_cards(file, given, split, cards):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (Given(overrides=(("x", "NPU7"),)), "there is no such device; wanted CPU"),
+        (Given(overrides=(("x", "NPU7"),)), "there is no such device; wanted CPU, CUDA0$"),
         (Given(overrides=(("(", "CPU"),)), "no regular expression"),
         (Given(split_mode="none", main_gpu=4), "main GPU 4: there are 1"),
         (Given(type_v="q8_0", flash_attention=False), "need flash attention"),
@@ -126,6 +128,16 @@ def test_what_cannot_be_given(file, given, words):
         plan_run(file, profile, given)
 
 
+def test_names_of_another_machines_cards_have_to_be_said(file, monkeypatch):
+    """Here nobody knows them: the error names the cards, and the flag."""
+    monkeypatch.setattr("gemcut.runtime.machine.profiles.card_names", lambda: [])
+    given = Given(overrides=(("ffn_down_exps", "CUDA1"),))
+    with pytest.raises(UsageError, match="calls card, card is not known .* -dev CUDA0,CUDA1$"):
+        plan_run(file, machine(12 * GIB, 12 * GIB), given)
+    told = plan_run(file, machine(12 * GIB, 12 * GIB), replace(given, devices=("CUDA0", "CUDA1")))
+    assert told.places["blk.0.ffn_down_exps.weight"] == "gpu1"
+
+
 @pytest.mark.parametrize(
     "said",
     [
@@ -136,6 +148,43 @@ def test_what_cannot_be_given(file, given, words):
 def test_what_nothing_is_meant_by(said):
     with pytest.raises(UsageError):
         Given(**said)
+
+
+@pytest.mark.parametrize(
+    ("mib", "layers", "homes"), [(1700, 2, "ccc0"), (2100, 4, "c001"), (2500, 5, "0001")]
+)
+def test_shares_without_a_number_of_layers(file, mib, layers, homes):
+    """As many layers as fit are split so, and it is said if that is not all."""
+    given = Given(n_ctx=65536, tensor_split=(1, 1), type_k="f16", type_v="f16")
+    found = plan_run(file, machine(mib * MIB, mib * MIB), given)
+
+    assert found.model.gpu_layers == layers
+    assert found.model.tensor_split == (1, 1)
+    named = {"c": "cpu", "0": "gpu0", "1": "gpu1"}
+    assert [found.places[f"blk.{n}.attn_q.weight"] for n in range(4)] == [named[h] for h in homes]
+    assert (f"{layers} of 5 layers on cards" in " ".join(found.notes)) == (layers < 5)
+    check(found)
+
+
+def test_a_card_without_layers_computes_prompts_where_it_has_room(file):
+    """One tensor of the host's after the other: without room for the largest it does nothing."""
+    wide = plan_run(file, machine(12 * GIB), Given(gpu_layers=0))
+    tight = plan_run(file, machine(GIB + 300 * MIB), Given(gpu_layers=0))
+
+    assert wide.context.op_offload and wide.ledger["gpu0"]["compute"] > EXPERTS
+    assert "weights: experts" not in wide.ledger["gpu0"]
+    assert not tight.context.op_offload and tight.ledger["gpu0"]["compute"] == 0
+    check(wide)
+    check(tight)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_blocks_on_the_host_are_staged_too(file, layers):
+    """Their experts are as large as any, whether or not those of a block on the card are there."""
+    found = plan_run(file, machine(2 * GIB), Given(gpu_layers=layers, n_ctx=4096))
+    if found.context.op_offload:
+        assert found.ledger["gpu0"]["compute"] > EXPERTS
+    check(found)
 
 
 def test_a_context_beyond_the_trained_one_is_said(file):

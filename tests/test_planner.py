@@ -31,8 +31,9 @@ from gemcut.roles import role_of
 from gemcut.runtime.machine.cards import named
 from gemcut.runtime.machine.profiles import with_limits
 from gemcut.runtime.memory.ledger import fixed, rooms
-from gemcut.sensitivity import GroupWeight, LocalError, Sensitivity, TensorSensitivity
+from gemcut.sensitivity import GroupWeight, Sensitivity
 from gemcut.sizes import parse_size
+from gemcut.tensor_sensitivity import LocalError, TensorSensitivity
 from tests import checkpoints, families
 
 KEPT = re.compile(

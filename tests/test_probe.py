@@ -23,7 +23,8 @@ from gemcut.quantize.reweigh import probe_sensitivity, regrouped
 from gemcut.quantize.swapping import Change
 from gemcut.runtime.machine.inspection import inspect_machine
 from gemcut.score import score
-from gemcut.sensitivity import GroupWeight, LocalError, Sensitivity, TensorSensitivity
+from gemcut.sensitivity import GroupWeight, Sensitivity
+from gemcut.tensor_sensitivity import LocalError, TensorSensitivity
 
 SAMPLE = Sample(128, 4)
 TEXT = held_out_text()[:40_000]

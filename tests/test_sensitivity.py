@@ -8,13 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemcut.errors import OutputError, PlanError, SensitivityError
-from gemcut.sensitivity import (
-    GroupWeight,
-    LocalError,
-    Sensitivity,
-    TensorSensitivity,
-    candidate,
-)
+from gemcut.sensitivity import GroupWeight, Sensitivity
+from gemcut.tensor_sensitivity import LocalError, TensorSensitivity, candidate
 
 AMOUNTS = st.floats(0, 1e100)
 DIGESTS = st.text(max_size=5)
@@ -26,6 +21,8 @@ TENSORS = st.builds(
     st.sampled_from(GROUPS),
     st.dictionaries(CANDIDATES, ERRORS, max_size=3),
     st.floats(0, 1),
+    st.just((0.75, 0.25)),
+    st.just((0.5, 0.5)),
 )
 POINTS = st.tuples(AMOUNTS, st.floats(-1e9, 1e9), AMOUNTS)
 WEIGHTS = st.builds(
@@ -135,6 +132,9 @@ DROP = object()
         (changed("tensors/a/errors/q4_z", [0, 0]), "not a sensitivity: unknown candidate"),
         (changed("tensors/a/errors/q4_k@100", [0, 0]), "not a sensitivity.*whole blocks"),
         (changed("tensors/b/lattice", 1.5), "not a sensitivity.*lattice is 1.5, wanted 0 to 1"),
+        (changed("tensors/b/experts", [2]), "not a sensitivity.*experts is 2.0, wanted 0 to 1"),
+        (changed("tensors/b/experts", {"q4_k": [1]}), "not a sensitivity.*experts is .*a list"),
+        (changed("tensors/b/routed", [0.5]), "not a sensitivity.*b is known of 0 and 1 experts"),
         (changed("tensors/b", DROP), "not a sensitivity: b#gate is a part of what is not there"),
     ],
 )
@@ -207,6 +207,25 @@ def test_the_prediction_is_the_weighted_sum():
     assert kld == pytest.approx(2 * 0.03)
     assert se == pytest.approx(((0.5 * 0.03) ** 2 + 4 * (0.001**2 + 0.002**2)) ** 0.5)
     assert (0, 0) == replace(found, tensors={}).predict({})
+
+
+def test_types_per_expert_are_predicted():
+    """Each expert has its share of the error of the type that it has."""
+    found = Sensitivity.from_json(json.dumps(GOOD), "good")
+    tensor = replace(found.tensors["a"], experts=(0.75, 0.25), routed=(0.5, 0.5))
+    mixed = replace(found, tensors={**found.tensors, "a": tensor})
+    first, second = (tensor.errors[name].mean for name in ("q4_k", "q8_0"))
+
+    kld, _ = mixed.predict({"a": ["q4_k", "q8_0"], "b": "q4_k"})
+
+    without, _ = mixed.predict({"a": "q4_k", "b": "q4_k"})
+    assert without - kld == pytest.approx(2 * 0.25 * (first - second))
+    assert mixed.predict({"a": ["q4_k"] * 2, "b": "q4_k"}) == pytest.approx(
+        found.predict({"a": "q4_k", "b": "q4_k"})
+    )
+    for types, words in ((["q4_k"], "1 experts; 2 are known"), (["q2_k"] * 2, "q2_k was not")):
+        with pytest.raises(PlanError, match=words):
+            mixed.predict({"a": types, "b": "q4_k"})
 
 
 def test_a_fused_tensor_is_predicted_whole_or_in_parts():

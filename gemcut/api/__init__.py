@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     )
     from gemcut.api.planning import make_task, measured_of
     from gemcut.api.running import load, machine_for, open_run, prepare
-    from gemcut.api.sources import families, inspect_source, open_source
+    from gemcut.api.sources import families, importance_in, inspect_source, open_source
     from gemcut.api.sweeping import parse_levels, swept
     from gemcut.api.validating import record, validate
 
@@ -52,6 +52,7 @@ __all__ = [
     "differences",
     "evaluate",
     "families",
+    "importance_in",
     "inspect_source",
     "load",
     "load_importance",
@@ -92,7 +93,7 @@ _HOMES = {
     "missing_importance probing",
     "planning": "make_task measured_of",
     "running": "load machine_for open_run prepare",
-    "sources": "families inspect_source open_source",
+    "sources": "families importance_in inspect_source open_source",
     "sweeping": "parse_levels swept",
     "validating": "record validate",
 }

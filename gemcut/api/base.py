@@ -14,7 +14,7 @@ from gemcut.api.cutting import Target, make_plan, planned_size, quantize_model
 from gemcut.convert.model import Model
 from gemcut.engine import ModelOptions
 from gemcut.errors import EngineError, OutputError
-from gemcut.gguf_file import MAGIC
+from gemcut.gguf_file import MAGIC, GGUFFile
 from gemcut.plan import Plan
 from gemcut.quantize.artefacts import Artefacts
 from gemcut.quantize.identity import VERSION, model_key
@@ -163,11 +163,12 @@ def finest(model: Model, beside: int) -> str:
 
 
 def source_gguf(model: Model) -> Path | None:
-    """The source, if it is a GGUF; of a split one its first part."""
+    """The source, if it is a GGUF of stacks; of a split one its first part."""
     first = min(model.files, default=None)
     if first is None or not all(map(_is_gguf, model.files)):
         return None
-    return first
+    with GGUFFile(first) as file:
+        return None if file.per_expert else first
 
 
 def _is_gguf(path: Path) -> bool:

@@ -168,7 +168,7 @@ class _Chain:
             raise TextError(f"{error} (an eighth of each text is for the probe)") from error
 
     def _sensitivity(self, statistics: Statistics) -> Sensitivity:
-        key = self._key(importance=digest(statistics))
+        key = self._key(importance=digest(statistics), detail="every expert")
         path = self._artefacts.path(_SENSITIVITY)
         if self._can_use(_SENSITIVITY, key):
             found = Sensitivity.read(path)

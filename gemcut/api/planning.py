@@ -55,6 +55,7 @@ def make_task(
         context,
         rescale(pairs_of(measured)),
         None if statistics is None else digest(statistics),
+        statistics,
     )
 
 

@@ -19,6 +19,7 @@ from gemcut.gguf_file import TensorInfo
 from gemcut.gguf_parts import GGUFParts
 from gemcut.inspection import Inspection, Origin, inspect
 from gemcut.lattice import lattice_by_role
+from gemcut.quantize.statistics import Statistics, is_imatrix, read_statistics
 from gemcut.roles import role_of
 
 
@@ -32,6 +33,7 @@ def open_source(
     requantize: bool = False,
     nonfinite: bool = False,
     pre_tokenizer: str | None = None,
+    restack: bool = False,
 ) -> Model:
     """A source's tensors and metadata, unread: a checkpoint's folder, a Hub id, or a GGUF.
 
@@ -39,12 +41,12 @@ def open_source(
         scratch: fetch a Hub id's weights file by file into this folder, each to be removed when
             it is done, rather than all into the cache.
         fetched: told what is fetched, and bytes done and in all.
-        ignore, requantize, nonfinite, pre_tokenizer: see `convert.model.Reading`.
+        ignore, requantize, nonfinite, pre_tokenizer, restack: see `convert.model.Reading`.
 
     Raises:
         CheckpointError, GGUFError: what the source lacks or what is wrong with it.
     """
-    reading = Reading(ignore, requantize, nonfinite, pre_tokenizer)
+    reading = Reading(ignore, requantize, nonfinite, pre_tokenizer, restack)
     if hub.is_repository(str(source)):
         place = Place(str(source), revision)
         checkpoint = Checkpoint(hub.open_repository(place, offline, scratch, fetched))
@@ -74,7 +76,8 @@ def inspect_source(source: str | Path, **reading: Any) -> Inspection:
     if is_gguf(source):
         with GGUFParts(Path(source)) as file:
             origin = Origin("gguf", file.count, file.missing)
-            found = inspect(origin, file.metadata, file.tensors, role)
+            stacks = file.stacks.values()
+            found = inspect(origin, file.metadata, file.tensors, role, stacks=stacks)
             lattice = lattice_by_role(found.tensors, file.read)
             family = next((f.title for f in FAMILIES if f.name == found.architecture), None)
     else:
@@ -86,6 +89,16 @@ def inspect_source(source: str | Path, **reading: Any) -> Inspection:
         if not hub.is_repository(str(source)):
             lattice = lattice_by_role(found.tensors, lambda name, a, b: tensors[name].read(a, b))
     return replace(found, family=family, lattice=lattice)
+
+
+def importance_in(source: str | Path) -> Statistics | None:
+    """What an imatrix file holds; None: it is something else.
+
+    Raises:
+        GGUFError: it is damaged.
+    """
+    path = Path(source)
+    return read_statistics(path) if path.is_file() and is_imatrix(path) else None
 
 
 def families() -> tuple[Family, ...]:

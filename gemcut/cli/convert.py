@@ -46,11 +46,18 @@ def command(
     as_json: bool,
     **reading: Any,
 ) -> None:
-    """Write SRC (a checkpoint's folder, a Hub id, or a GGUF) as a GGUF, unquantized."""
+    """Write SRC (a checkpoint's folder, a Hub id, or a GGUF) as a GGUF, unquantized.
+
+    A GGUF whose experts have types of their own becomes one that any llama.cpp loads: what is cut
+    stays in its type, and every stack of experts gets the largest of its experts' types.
+    """
     from gemcut import api
+    from gemcut.ggml import type_named
 
     scratch = common.scratch(output, frugal)
-    model = api.open_source(source, scratch=scratch, fetched=common.downloads(), **reading)
+    model = api.open_source(
+        source, scratch=scratch, fetched=common.downloads(), restack=True, **reading
+    )
     for note in model.notes:
         say(note)
     plan = api.make_plan(model, api.Target(kind))
@@ -64,4 +71,6 @@ def command(
         result = {"files": [str(path) for path in files], "size": sum(files.values())}
         print_json({"output": str(output), "type": kind, "weights": model.weights} | result)
     else:
-        say(f"{written(files, dry_run)} ({len(model.tensors)} tensors, {kind})")
+        kept = sorted({e.type for e in plan.tensors.values() if type_named(e.type).quantized})
+        kinds = " and ".join([kind, *([", ".join(kept)] if kept else [])])
+        say(f"{written(files, dry_run)} ({len(model.tensors)} tensors, {kinds})")

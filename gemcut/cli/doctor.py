@@ -69,6 +69,7 @@ def _facts(machine: "Machine") -> Rows:
             for d in machine.devices
         ),
         *machine.versions.items(),
+        ("types per expert", machine.experts),
         *(("advice", line) for line in machine.advice),
         *((f"for {name}", line) for name, line in missing_builds(machine.backends).items()),
     ]

@@ -1,26 +1,19 @@
 """`gemcut imatrix`."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-from rich.table import Table
 
 from gemcut.cli.common import (
     CONTEXT,
     FILE,
     as_json,
     print_json,
-    print_table,
     restart,
     say,
     steps,
     threads,
 )
-
-if TYPE_CHECKING:
-    from gemcut.quantize.coverage import LayerCoverage
 
 
 @click.command("imatrix")
@@ -58,9 +51,10 @@ def command(
     trying things out. With --merge add up imatrix files, of llama.cpp's older kind, too.
     """
     from gemcut import api
+    from gemcut.cli import routing
     from gemcut.engine import ModelOptions
     from gemcut.outputs import check_outputs
-    from gemcut.quantize.coverage import coverage, draw, require_plotting, to_dict
+    from gemcut.quantize.coverage import coverage, draw, require_plotting
 
     if merge and (texts or restart):
         raise click.UsageError("--merge reads no text: it goes without --text and --restart")
@@ -94,27 +88,8 @@ def command(
     elif plot:
         say(f"no expert was counted: {plot} is not drawn")
     if as_json:
-        numbers = {"chunks": statistics.chunk_count, "context": statistics.chunk_size}
-        print_json({"output": str(output), "coverage": to_dict(layers)} | numbers)
+        print_json({"output": str(output)} | routing.to_dict(statistics))
         return
-    if layers:
-        print_table(_table(layers))
+    routing.report(statistics)
     tensors = len(statistics.entries)
     say(f"{output} has {tensors} tensors' importance, of {statistics.chunk_count} chunks")
-
-
-def _table(layers: Sequence["LayerCoverage"]) -> Table:
-    """How the experts of each block were used."""
-    table = Table("block", "experts", "reached", "as many as", "least rows", "median", "most")
-    for column in table.columns:
-        column.justify = "right"
-    for each in layers:
-        ordered = sorted(int(count) for count in each.counts)
-        table.add_row(
-            str(each.layer),
-            str(each.experts),
-            str(each.reached),
-            f"{each.effective:.1f}",
-            *(str(ordered[at]) for at in (0, len(ordered) // 2, -1)),
-        )
-    return table

@@ -28,12 +28,20 @@ def command(
 ) -> None:
     """Say what is in SRC, a checkpoint or a GGUF: roles, types, sizes, caches, what is unusual.
 
-    Without SRC: the families of checkpoints that gemcut converts.
+    Of an imatrix file: how experts were used, and what types per expert would bring. Without SRC:
+    the families of checkpoints that gemcut converts.
     """
     from gemcut import api
+    from gemcut.cli import routing
 
     if source is None or families:
         _print_families(as_json)
+        return
+    if statistics := api.importance_in(source):
+        if as_json:
+            print_json(routing.to_dict(statistics))
+        else:
+            routing.describe(statistics)
         return
     found = api.inspect_source(source, fetched=downloads(), **reading)
     if as_json:
@@ -65,6 +73,8 @@ def _tables(found: "Inspection", tensors: bool) -> Iterator[Table]:
     yield facts
     if found.parts:
         yield _parts(found)
+    if found.stacks:
+        yield _stacks(found)
     if found.cache and found.cache.contexts:
         yield _cache(found.cache)
     if tensors:
@@ -90,6 +100,8 @@ def _facts(found: "Inspection") -> Iterator[tuple[str, str]]:
     if found.imatrix:
         known = {k: v for k, v in vars(found.imatrix).items() if v is not None}
         yield "imatrix", ", ".join(f"{key} {value}" for key, value in known.items())
+    if found.stacks:
+        yield "experts", _experts(found)
     for note in [*found.notes, *_misfits(found)]:
         yield "note", note
 
@@ -146,6 +158,14 @@ def _plan(found: "Inspection") -> str:
     return "; ".join(f"{what} {_pairs(data)}" for what, data in told.items())
 
 
+def _experts(found: "Inspection") -> str:
+    several = sum(len(stack.types) > 1 for stack in found.stacks)
+    return (
+        f"types of their own: {several} of {len(found.stacks)} stacks have several; runs in "
+        "gemcut alone, `gemcut convert` makes a stock file of it"
+    )
+
+
 def _pairs(data: Any) -> str:
     if isinstance(data, dict):
         return ", ".join(f"{key} {_pairs(value)}" for key, value in data.items())
@@ -190,6 +210,20 @@ def _parts(found: "Inspection") -> Table:
 def _types(part: "Part") -> str:
     most_first = sorted(part.types.items(), key=lambda each: -each[1]["size"])
     return ", ".join(f"{each['tensors']} x {kind}" for kind, each in most_first)
+
+
+def _stacks(found: "Inspection") -> Table:
+    """Of every stack, how many experts have which type: a column for each, the largest first."""
+    from gemcut.ggml import type_named
+
+    kinds = sorted({kind for stack in found.stacks for kind in stack.types})
+    kinds.sort(key=lambda kind: -type_named(kind).bpw)
+    table = _table("experts by type", *(f"{kind}>" for kind in kinds), "bpw>", "size>")
+    for stack in found.stacks:
+        name = printable(stack.name.removesuffix(".weight"))
+        counts = (str(stack.types.get(kind, "")) for kind in kinds)
+        table.add_row(name, *counts, f"{stack.bpw:.2f}", format_size(stack.size))
+    return table
 
 
 def _cache(cache: "CacheSummary") -> Table:

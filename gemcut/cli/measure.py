@@ -138,7 +138,7 @@ def _to_dict(sensitivity: "Sensitivity") -> dict[str, Any]:
 def _table(sensitivity: "Sensitivity") -> Table:
     """Roles across, candidates down: mean relative squared error and its spread over tensors."""
     from gemcut.quantize.measure import by_role
-    from gemcut.sensitivity import candidate
+    from gemcut.tensor_sensitivity import candidate
 
     roles = by_role(sensitivity)
     names = sorted({name for errors in roles.values() for name in errors}, key=_rank)
@@ -154,7 +154,7 @@ def _table(sensitivity: "Sensitivity") -> Table:
 
 
 def _rank(name: str) -> tuple[float, str]:
-    from gemcut.sensitivity import candidate
+    from gemcut.tensor_sensitivity import candidate
 
     return candidate(name).type.bpw, name
 

@@ -61,6 +61,8 @@ def _facts(outcome: "Outcome", task: "Task") -> Iterator[tuple[str, str]]:
     yield "chosen", f"{point.label}: a file of {format_size(size)}, {point.bpw:.2f} bits per weight"
     by = {"probe": "measured on the model", "prior": "priors"}[plan.predicted["kld_by"]]
     yield "KL divergence", f"{_loss(point)}, predicted from {by}"
+    if outcome.worth:
+        yield "types per expert", str(outcome.worth)
     if task.machine and point.decode is not None and point.prefill is not None:
         doubt = f"±{task.machine.doubt:.0%}, predicted"
         yield "decode", f"{_speed(point.decode)} tokens/s {doubt}"
@@ -152,7 +154,8 @@ def explanation(found: "Explanation") -> Table:
 
 
 def _cells(each: "Alternative", places: int) -> Iterator[str]:
-    yield f"{each.type}, padded to {each.padded_to}" if each.padded_to else each.type
+    types = ", ".join(f"{count} x {kind}" for kind, count in each.experts.items()) or each.type
+    yield f"{types}, padded to {each.padded_to}" if each.padded_to else types
     yield format_size(each.size)
     yield "" if each.error is None else f"{each.error:.2e}"
     yield f"{each.loss:.2e}"
@@ -202,9 +205,11 @@ def types_by_role(plan: "Plan") -> list[str]:
     roles: dict[str, Counter[str]] = {}
     for name, entry in plan.tensors.items():
         if entry.type != "f32":
-            roles.setdefault(role_of(name).name, Counter())[entry.type] += 1
+            role = f"{role_of(name).name}{', each' if entry.experts else ''}"
+            roles.setdefault(role, Counter()).update(entry.experts or (entry.type,))
+    width = max([18, *(len(role) + 1 for role in roles)])
     lines = [
-        f"{role:18}" + ", ".join(f"{count} x {kind}" for kind, count in counts.most_common())
+        f"{role:{width}}" + ", ".join(f"{count} x {kind}" for kind, count in counts.most_common())
         for role, counts in roles.items()
     ]
     replaced = Counter((e.wanted, e.type) for e in plan.fallbacks.values())

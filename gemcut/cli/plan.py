@@ -171,10 +171,12 @@ def _explain(made: "Task", outcome: "Outcome", name: str, as_json: bool) -> None
 
 
 def _to_dict(outcome: "Outcome") -> dict[str, Any]:
+    worth = outcome.worth
+    experts = vars(worth) | {"ratio": worth.ratio, "worth_it": worth.enough} if worth else None
     return {
         "plan": outcome.plan.to_dict(),
         "chosen": vars(outcome.chosen),
         "frontier": [vars(point) for point in outcome.frontier],
         "gains": [{"what": gain.what} | vars(gain.point) for gain in outcome.gains],
         "notes": list(outcome.notes),
-    }
+    } | ({"types_per_expert": experts} if experts else {})

@@ -60,6 +60,11 @@ _INTENT: tuple[tuple[str, tuple[str, ...], dict[str, Any]], ...] = (
     ("types", ("--types",), {"metavar": "[all|default|A,B,...]", "help": "to choose from"}),
     ("rules", ("--rule",), {"multiple": True, "help": "'blk.*.attn_*=q6_k', '...=cpu'; repeat"}),
     ("floors", ("--floor",), {"multiple": True, "help": "least for a role: experts=q4_k; repeat"}),
+    (
+        "per-expert",
+        ("--per-expert",),
+        {"is_flag": True, "help": "types of single experts where that helps; for gemcut alone"},
+    ),
     ("plain", ("--plain",), {"is_flag": True, "help": "no padding, no splitting of tensors"}),
 )
 _FILES = (
@@ -207,7 +212,7 @@ def check_budget(made: "Task") -> None:
     from gemcut.quantize.planner import plan_model
 
     names = frozenset(tensor.name for tensor in made.model.tensors)
-    request = replace(made.request, max_kld=None)
+    request = replace(made.request, max_kld=None, per_expert=False)
     with working("checking that something fits"):
         plan_model(replace(made, request=request, weighted=names), alternatives=False)
 
@@ -270,6 +275,8 @@ def described(plan: "Plan") -> str:
     text = f"planned: {format_size(plan.size)} of tensors, {plan.bpw:.2f} bits per weight"
     if kld := said.get("kld_expected"):
         text += f"; predicted: KL divergence {kld:.3g} ±{(said.get('kld_se') or 0) / kld:.0%}"
+    if without := said.get("kld_without_experts"):
+        text += f" ({without:.3g} without types per expert)"
     if said.get("decode"):
         text += f", {said['decode']:.3g} tokens/s ±{said.get('speed_doubt') or 0:.0%}"
     return text

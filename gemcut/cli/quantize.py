@@ -189,9 +189,11 @@ def _planned(model: "Model", job: _Job, found: Known, machine: "Profile | None")
     """Choose types, and places if they will run somewhere that is known."""
     intent = job.asked.intent
     made = planning.task(model, intent, found, intent.request, machine)
-    plan = planning.outcome_of(made, alternatives=False).plan
+    outcome = planning.outcome_of(made, alternatives=False)
+    if outcome.worth:
+        say(f"types per expert: {outcome.worth}")
     planning.say_priors(made, _MEASURING)
-    return plan
+    return outcome.plan
 
 
 def _cut(

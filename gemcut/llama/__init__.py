@@ -14,7 +14,11 @@ Nothing here plans, scores or chats.
     head        from the last hidden states to logits, apart from a context
     matmul      products of matrices and vectors, timed
     params      options as llama.cpp's parameters
+    stock_view  a file with types per expert, as llama.cpp is shown it
+    experts_library  what runs such files, compiled apart
+    experts     such a file's experts, and their memory
     model       a loaded file: numbers, vocabulary
+    architecture whether llama.cpp has one
     batch       tokens on their way in
     sequences   what a context holds of what it read
     session     a sequence in a file

@@ -5,7 +5,8 @@ import os
 import signal
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any, Self
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from gemcut.engine import Memory, ModelOptions, read_memory
 from gemcut.errors import EngineError, TextError
 from gemcut.llama.devices import add_rpc
+from gemcut.llama.experts import Experts, is_marked
 from gemcut.llama.library import log, require
 from gemcut.llama.owner import Owner
 from gemcut.llama.params import model_params
@@ -28,9 +30,14 @@ class Model(Owner):
     """A loaded GGUF file. Close it, or use it as a context manager; its contexts close with it."""
 
     def __init__(
-        self, handle: int, options: ModelOptions, memory: Memory, path: Path | None = None
+        self,
+        handle: int,
+        options: ModelOptions,
+        memory: Memory,
+        path: Path | None = None,
+        experts: Experts | None = None,
     ) -> None:
-        self.options, self.path = options, path
+        self.options, self.path, self._experts = options, path, experts
         self.modified = path.stat().st_mtime_ns if path else 0  # the file, when it was loaded
         self.memory = memory  # the weights' bytes by buffer type, from the log
         self.dependents: weakref.WeakSet[Owner] = weakref.WeakSet()  # closed before the model
@@ -54,31 +61,51 @@ class Model(Owner):
             EngineError: not a GGUF, cut short, or of an unknown architecture, in llama.cpp's words
                 where it has some.
         """
-        c, path, options = require(), Path(path), options or ModelOptions()
-        _check_file(path)
+        path, options = Path(path), options or ModelOptions()
+        if not is_marked(path):
+            return cls._loaded(path, options, on_progress, None)
+        # Its bytes come through us, so that llama.cpp has nothing to map.
+        options = replace(options, load_mode="none")
+        with ExitStack() as opened:
+            experts = opened.enter_context(Experts(path, options))
+            model = cls._loaded(path, options, on_progress, experts)
+            opened.pop_all()
+        return model
+
+    @classmethod
+    def _loaded(
+        cls, path: Path, options: ModelOptions, progress: Progress | None, experts: Experts | None
+    ) -> Self:
+        c = require()
         for endpoint in options.rpc:
             add_rpc(endpoint)
-        params, kept = model_params(c, options)
-        report = _Report(on_progress)
+        params, kept = model_params(c, options, experts.overrides if experts else ())
+        report = _Report(progress)
         callback = c.llama_progress_callback(report)
         params.progress_callback = callback
         mark = log.count
         with report.interrupted():
-            handle = c.llama_model_load_from_file(os.fsencode(path), params)
+            if experts:
+                handle = experts.load(c, params)
+            else:
+                handle = c.llama_model_load_from_file(os.fsencode(path), params)
         del kept, callback  # llama.cpp read them until here
-        if report.failure:
+        failure = report.failure or (experts and experts.failure)
+        if failure:
             if handle:
                 c.llama_model_free(handle)
-            raise report.failure
+            raise failure
         if not handle:
             raise refusal(f"{path}: llama.cpp cannot load it", mark)
-        return cls(handle, options, read_memory(log.since(mark)), path)
+        return cls(handle, options, read_memory(log.since(mark)), path, experts)
 
     def close(self) -> None:
         """Free the model and every context made of it."""
         for dependent in list(self.dependents):
             dependent.close()
         super().close()
+        if self._experts:
+            self._experts.close()
 
     # --- numbers ---
 
@@ -116,7 +143,8 @@ class Model(Owner):
     @property
     def size_bytes(self) -> int:
         """Bytes of all tensors."""
-        return int(self._c.llama_model_size(self.handle))
+        unseen = self._experts.unseen if self._experts else 0
+        return int(self._c.llama_model_size(self.handle)) + unseen
 
     @property
     def description(self) -> str:
@@ -249,16 +277,6 @@ class _Report:
 
     def _interrupt(self, number: int, frame: object) -> None:
         self.failure = KeyboardInterrupt()
-
-
-def _check_file(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise EngineError(f"{path}: cannot be read: {error.strerror}") from error
-    if magic != b"GGUF":
-        raise EngineError(f"{path}: starts with {magic!r}, wanted b'GGUF': not a GGUF file")
 
 
 def _read(getter: Any, *arguments: Any) -> str | None:

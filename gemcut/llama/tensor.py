@@ -12,7 +12,8 @@ from gemcut.errors import EngineError
 from gemcut.llama.library import function
 
 _NUMBERS = {0: np.float32, 1: np.float16, 24: np.int8, 25: np.int16, 26: np.int32, 27: np.int64}
-_OWN_LAYOUT = ("CPU_REPACK", "CPU_KLEIDIAI", "AMX")  # buffers whose bytes are not the type's
+# Buffers whose bytes are not the type's.
+_OWN_LAYOUT = ("CPU_REPACK", "CPU_KLEIDIAI", "AMX", "CPU_EXPERTS")
 _MAX_SRC = 10
 
 

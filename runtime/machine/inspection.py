@@ -24,6 +24,8 @@ from gemcut.engine import (
     usable_cpus,
 )
 from gemcut.errors import EngineError
+from gemcut.llama.experts_library import BUILD
+from gemcut.runtime.experts.build import compiler, is_built
 
 __all__ = ["BUILDS", "Machine", "default_threads", "inspect_machine", "missing_builds"]
 
@@ -71,6 +73,16 @@ class Machine:
         return {"gemcut": __version__} | {name: _version(name) for name in _PACKAGES}
 
     @cached_property
+    def experts(self) -> str:
+        """Whether files with types per expert run here, or what is missing."""
+        try:
+            if is_built():
+                return "ready"
+        except EngineError as error:
+            return str(error)
+        return f"not built: run `{BUILD}`" if compiler() else "not built: there is no C++ compiler"
+
+    @cached_property
     def advice(self) -> tuple[str, ...]:
         """What is missing, and how to get it: one line each."""
         return (*self.trouble, *_advise(self.backends, hardware()))
@@ -79,7 +91,8 @@ class Machine:
         """All of it as JSON knows it."""
         known = asdict(self)
         del known["trouble"]
-        return known | {"versions": self.versions, "advice": list(self.advice)}
+        rest = {"versions": self.versions, "experts": self.experts, "advice": list(self.advice)}
+        return known | rest
 
 
 def inspect_machine() -> Machine:

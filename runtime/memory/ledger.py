@@ -58,10 +58,10 @@ class Fixed:
         """Bytes for computing on a card.
 
         Args:
-            staged: bytes of the largest expert tensor that lives on the host while its block is on
-                a card (`staged_bytes`): prompts are computed on the card, which takes such a
-                tensor into its compute buffer whole. Attention is over by then, so that room is
-                used twice.
+            staged: bytes of the largest tensor that the host has of the blocks (`staged_bytes`):
+                prompts are computed on the card, which takes such a tensor into its compute
+                buffer whole, one at a time (ggml-backend.cpp begins a new split for each).
+                Attention is over by then, so that room is used twice.
         """
         beside = self.pool + self.crossing
         return self.compute + beside + max(self.dequantized, staged * self.offloads)
@@ -134,8 +134,8 @@ def ledger(
     Raises:
         PlanError: a tensor lives at a place that the machine does not have.
     """
-    placed, blocks = list(tensors), len(needs.caches)
-    staged = staged_bytes(placed, blocks)
+    placed = list(tensors)
+    staged = staged_bytes(placed) if needs.offloads else 0
     pages = {place.name: _first(place, needs, staged) for place in profile.places}
     for tensor in placed:
         if tensor.place not in pages:
@@ -145,10 +145,12 @@ def ledger(
             )
         for place in (tensor.place, HOST) if tensor.copied else (tensor.place,):
             _add(pages[place], f"weights: {role_of(tensor.name)}", tensor.size)
-    for home, size in zip(homes(placed, blocks), needs.caches, strict=True):
+    for home, size in zip(homes(placed, len(needs.caches)), needs.caches, strict=True):
         _add(pages[home], "kv", size)
+    # llama.cpp has the first one that can do it compute prompts with the host's tensors.
+    first = next((card for card in profile.cards if card.link), None) if staged else None
     for processor in profile.places:
-        _close(pages[processor.name], processor)
+        _close(pages[processor.name], processor, processor is first)
     return pages
 
 
@@ -165,10 +167,11 @@ def _add(page: dict[str, int], kind: str, size: int) -> None:
     page[kind] = page.get(kind, 0) + size
 
 
-def _close(page: dict[str, int], place: Processor) -> None:
+def _close(page: dict[str, int], place: Processor, offloads: bool) -> None:
     """Say what is left: of a host that is not planned for nothing. A card without tensors computes
-    nothing."""
-    if place.name != HOST and not any(kind.startswith("weights") for kind in page):
+    nothing, unless it does with the host's."""
+    idle = place.name != HOST and not offloads
+    if idle and not any(kind.startswith("weights") for kind in page):
         page["compute"] = 0
     page["free"] = place.memory - sum(page.values()) if place.memory else 0
 

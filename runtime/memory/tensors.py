@@ -28,12 +28,23 @@ class Placed:
     """A tensor of the file that will be written, and where it lives."""
 
     name: str
-    type: str
+    type: str  # that most of it is in
     size: int  # bytes
     weights: int
     place: str  # "cpu", "gpu0", ...
     copied: bool = False  # out of another copy, on the host, rows are looked up
     home: str | None = None  # of its block, where the tensors do not show it
+    kinds: tuple[tuple[str, int], ...] = ()  # bytes in each type, where every expert has its own
+
+    @property
+    def single(self) -> bool:
+        """Whether every expert has a type of its own: the host alone computes with those."""
+        return bool(self.kinds)
+
+    @property
+    def parts(self) -> tuple[tuple[str, int], ...]:
+        """Its bytes in each type."""
+        return self.kinds or ((self.type, self.size),)
 
     @property
     def routed(self) -> bool:
@@ -44,6 +55,11 @@ class Placed:
     def block(self) -> int | None:
         """The number of its block."""
         return block_of(self.name)
+
+    @property
+    def staged(self) -> bool:
+        """Whether cards that compute prompts take it over."""
+        return self.place == HOST and self.block is not None and not self.single
 
 
 def homes(tensors: Iterable[Placed], blocks: int) -> tuple[str, ...]:
@@ -59,11 +75,13 @@ def homes(tensors: Iterable[Placed], blocks: int) -> tuple[str, ...]:
     return tuple(found.get(block, HOST) for block in range(blocks))
 
 
-def staged_bytes(tensors: Iterable[Placed], blocks: int) -> int:
-    """Bytes of the largest expert tensor that lives on the host while its block is on a card."""
-    placed = list(tensors)
-    at = homes(placed, blocks)
-    return max((tensor.size for tensor in placed if card_beside(tensor, at)), default=0)
+def staged_bytes(tensors: Iterable[Placed]) -> int:
+    """Bytes of the largest tensor that a card takes over from the host to compute prompts with.
+
+    It does so with whatever the host has of the blocks, wherever these are at home; but not with
+    the output, whose rows are few, nor with experts that have a type each.
+    """
+    return max((each.size for each in tensors if each.staged), default=0)
 
 
 def card_beside(tensor: Placed, at: Sequence[str]) -> str | None:

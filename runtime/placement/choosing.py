@@ -16,6 +16,7 @@ from gemcut.runtime.placement.candidates import (
 )
 from gemcut.runtime.placement.carried import carried_plan, context_of, places_of
 from gemcut.runtime.placement.fitting import GAP, Fit, Fitter
+from gemcut.runtime.placement.freedom import homes_of
 from gemcut.runtime.placement.given import Given
 from gemcut.runtime.placement.layout import layers_of, layout
 from gemcut.sizes import format_size
@@ -56,7 +57,7 @@ class Chooser:
         Raises:
             BudgetError: nothing fits; says what would.
         """
-        planned = self.planned() or self._alone() or self._smaller()
+        planned = self.planned() or self._alone() or self._fewer() or self._smaller()
         if planned is None:
             raise BudgetError(self._refusal())
         if self.given.places:
@@ -141,6 +142,26 @@ class Chooser:
             return None
         return replace(self, fitter=self.fitter.alone).planned()
 
+    def _fewer(self) -> Fit | None:
+        """With the most layers on cards that fit, where only their shares were given."""
+        if not self._unsaid:
+            return None
+        best, least, most = None, 0, self.fitter.contents.blocks + 1
+        while least < most:  # `most` do not fit, fewer than `least` do
+            count = (least + most) // 2
+            given, cards = replace(self.given, gpu_layers=count), len(self.profile.cards)
+            fitter = self.fitter.at(homes_of(given, self.fitter.contents.blocks + 1, cards))
+            if found := replace(self, fitter=fitter).planned():
+                best, least = found, count + 1
+            else:
+                most = count
+        return best
+
+    @property
+    def _unsaid(self) -> bool:
+        """Whether the cards' shares were given, but not of how many layers."""
+        return bool(self.given.tensor_split) and self.given.gpu_layers is None
+
     @property
     def _contexts(self) -> list[int]:
         found = contexts(self.given, self.fitter.workload, self.fitter.contents.trained)
@@ -205,6 +226,9 @@ class Chooser:
         wanted = cache_types(self.given)[0]
         if (context.type_k, context.type_v) != wanted:
             notes.append(f"keys and values in {context.type_k}: in {wanted[0]} they do not fit")
+        if self._unsaid and HOST in fit.homes:
+            count = sum(home != HOST for home in fit.homes)
+            notes.append(f"{count} of {len(fit.homes)} layers on cards: more do not fit, split so")
         if self.given.split_mode in ("row", "tensor") and len(self.profile.cards) > 1:
             notes.append(f"split mode {self.given.split_mode}: memory is planned as if by layers")
         if not self.fitter.needs.by_formula:

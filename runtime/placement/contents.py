@@ -1,13 +1,15 @@
 """What placement has to know of a finished file: its tensors, what a token reads of them, its
 layers. Headers alone are read."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from gemcut.errors import PlanError
-from gemcut.gguf_file import GGUFFile, Value
+from gemcut.gguf_experts import Stack, stack_of
+from gemcut.gguf_file import GGUFFile, TensorInfo, Value
 from gemcut.gguf_parts import GGUFParts
 from gemcut.kv_layout import MAX_BLOCKS
 from gemcut.profile import HOST
@@ -40,6 +42,11 @@ class Contents:
     def shares(self) -> dict[str, float]:
         """Of each tensor's bytes, what a token reads."""
         return active_shares(self.metadata, [tensor.name for tensor in self.tensors])
+
+    @property
+    def per_expert(self) -> bool:
+        """Whether every expert of some tensors has a type of its own."""
+        return any(tensor.single for tensor in self.tensors)
 
     @cached_property
     def tied(self) -> bool:
@@ -80,5 +87,22 @@ def contents_of(file: GGUFFile | GGUFParts) -> Contents:
         infos, path = list(file.tensors.values()), file.path
     if not infos or "general.architecture" not in file.metadata:
         raise PlanError(f"{path}: there is no model in it")
-    placed = (Placed(i.name, i.type.name, i.nbytes, i.weights, HOST) for i in infos)
-    return Contents(path.name, file.metadata, tuple(placed))
+    return Contents(path.name, file.metadata, tuple(_placed(infos, file.stacks)))
+
+
+def _placed(infos: Sequence[TensorInfo], apart: Mapping[str, Stack]) -> Iterator[Placed]:
+    """The tensors as llama.cpp has them: experts that are apart in the file are one."""
+    for info in infos:
+        known = stack_of(info.name)
+        if known is None or known[0] not in apart:
+            yield Placed(info.name, info.type.name, info.nbytes, info.weights, HOST)
+        elif known[1] == 0:
+            yield _stacked(apart[known[0]])
+
+
+def _stacked(stack: Stack) -> Placed:
+    sizes: Counter[str] = Counter()
+    for info in stack.experts:
+        sizes[info.type.name] += info.nbytes
+    kinds = tuple(sizes.most_common())
+    return Placed(stack.name, kinds[0][0], stack.nbytes, stack.weights, HOST, kinds=kinds)

@@ -73,7 +73,10 @@ class Fitter:
     @property
     def alone(self) -> "Fitter":
         """The host alone: cards are left empty."""
-        homes = ((0,),) * (self.contents.blocks + 1)
+        return self.at(((0,),) * (self.contents.blocks + 1))
+
+    def at(self, homes: tuple[tuple[int, ...], ...]) -> "Fitter":
+        """The same with other places where each layer may be at home."""
         return replace(self, freedom=replace(self.freedom, homes=homes))
 
     def fit(self, candidate: Candidate, gap: float = ROUGH, at_home: bool = True) -> Fit | None:
@@ -182,7 +185,7 @@ class Fitter:
     def _staged(self, needs: Fixed) -> int | None:
         if not needs.offloads or not self._used:
             return None
-        return max(needs.dequantized, staged_bytes(self.freedom.pinned, len(needs.caches)))
+        return max(needs.dequantized, staged_bytes(self.freedom.pinned))
 
     def _item(
         self, prices: Prices, group: Group, places: Sequence[str], candidate: Candidate
@@ -194,10 +197,11 @@ class Fitter:
         size = sum(tensor.size for tensor in group.tensors)
         return Item(
             group.name,
-            (Option("", size, seconds=seconds),),
+            (Option("", size, seconds=seconds, hosted=any(each.single for each in group.tensors)),),
             block=group.layer,
             roams=group.roams,
             copied=group.copied,
+            largest=staged_bytes(group.tensors),
             apart=not candidate.loading.mapped,
             places=group.places,
         )

@@ -10,11 +10,11 @@ rows that tie them:
     z[b]      b's experts are on the host while b is on a card: z >= x at the host - y at the host
     w[c]      class c of widths is zero-padded in all blocks: x <= w if padded, else x <= 1 - w
 
-and, in MiB, the largest tensor on the host that cards stage in order to compute prompts with it.
+and, in MiB, the largest tensor of the blocks on the host: cards stage it to compute prompts.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -120,7 +120,8 @@ class Formulation:
         self._padding(item, own)
 
     def _options(self, item: Item, at: int) -> list[Option]:
-        found = _front(item.options, at)
+        allowed = (option for option in item.options if at == HOST or not option.hosted)
+        found = _front(allowed, at)
         if not self.problem.rough:
             return found
         padded = [option for option in found if option.padded]
@@ -151,6 +152,8 @@ class Formulation:
                 self.rows.append((row | {home[at]: -1.0}, -math.inf, 0))
             elif len(self.problem.room) > 1:
                 self._apart(item.block, own)
+        if self.stage is not None and item.block < len(self.problem.caches):
+            self._staged(item, own, self.stage)
 
     def _apart(self, block: int, own: Mapping[int, tuple[Option, int]]) -> None:
         """What it takes that experts are on the host while their block is on a card."""
@@ -160,11 +163,16 @@ class Formulation:
             self.syncs[block] = self.columns.add(seconds=self.problem.sync)
         row = dict.fromkeys(here, 1.0) | {self.syncs[block]: -1.0}
         self.rows.append((row | ({} if at_home is None else {at_home: -1.0}), -math.inf, 0))
-        if self.stage is not None:
-            row = {column: option.size / _MIB for column, option in here.items()}
-            most = max(row.values(), default=0.0)
-            row |= {self.stage: -1.0} | ({} if at_home is None else {at_home: -most})
-            self.rows.append((row, -math.inf, 0))
+
+    def _staged(self, item: Item, own: Mapping[int, tuple[Option, int]], stage: int) -> None:
+        """What it takes of a card that this is on the host, wherever its block is at home."""
+        row = {
+            column: (option.size if item.largest is None else item.largest) / _MIB
+            for column, (option, at) in own.items()
+            if at == HOST and not option.hosted
+        }
+        if any(row.values()):
+            self.rows.append((row | {stage: -1.0}, -math.inf, 0))
 
     def _padding(self, item: Item, own: Mapping[int, tuple[Option, int]]) -> None:
         if item.width is None:
@@ -217,7 +225,7 @@ class Formulation:
         return cost
 
 
-def _front(options: tuple[Option, ...], at: int) -> list[Option]:
+def _front(options: Iterable[Option], at: int) -> list[Option]:
     """The options that no other of the same padding beats at this place in every respect."""
     found: list[Option] = []
     for option in sorted(options, key=lambda o: (o.size, o.loss, o.seconds[at])):

@@ -59,6 +59,7 @@ def freedom(contents: Contents, given: Given, names: Sequence[str]) -> Freedom:
         place = next((place for each, place in places if each.search(tensor.name)), None)
         overridden |= {tensor.name} if place else set()
         if place and not (tensor.routed and place == HOST):
+            _check_single(tensor)
             pinned.append(replace(tensor, place=place))
         elif layer is None:
             pinned.append(tensor)
@@ -71,8 +72,17 @@ def freedom(contents: Contents, given: Given, names: Sequence[str]) -> Freedom:
         else:
             layers[layer].append(tensor)
     groups += [Group(f"layer {n}", tuple(own), n) for n, own in layers.items()]
-    homes = _homes(given, contents.blocks + 1, len(names))
+    homes = homes_of(given, contents.blocks + 1, len(names))
     return Freedom(tuple(groups), tuple(pinned), frozenset(overridden), homes)
+
+
+def _check_single(tensor: Placed) -> None:
+    if tensor.single:
+        raise UsageError(
+            f"{tensor.name} is to live on a card, but has a type for every expert, and the CPU "
+            "alone computes with those: leave out that override, or `gemcut convert` the file "
+            "into a stock one"
+        )
 
 
 def _overrides(given: Given, names: Sequence[str]) -> list[tuple[re.Pattern[str], str]]:
@@ -80,8 +90,10 @@ def _overrides(given: Given, names: Sequence[str]) -> list[tuple[re.Pattern[str]
     found = []
     for pattern, device in given.overrides:
         if device not in known:
+            hint = "" if given.devices else " (-dev says what another machine's are called)"
             raise UsageError(
-                f"override {pattern}={device}: there is no such device; wanted {', '.join(known)}"
+                f"override {pattern}={device}: there is no such device; wanted "
+                f"{', '.join(known)}{hint}"
             )
         try:
             found.append((re.compile(pattern), known[device]))
@@ -90,7 +102,7 @@ def _overrides(given: Given, names: Sequence[str]) -> list[tuple[re.Pattern[str]
     return found
 
 
-def _homes(given: Given, layers: int, cards: int) -> tuple[tuple[int, ...], ...]:
+def homes_of(given: Given, layers: int, cards: int) -> tuple[tuple[int, ...], ...]:
     """Where each layer may be at home by -ngl, -ts, -sm none and -mg; (): anywhere."""
     on_cards = _cards(given, cards)
     fixed = given.gpu_layers is not None or given.tensor_split or len(on_cards) < cards

@@ -5,7 +5,7 @@ that it has. It minimises the time of a typical request within the memory of eve
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from gemcut.gguf_file import GGUFFile
 from gemcut.gguf_parts import GGUFParts
 from gemcut.profile import Profile
 from gemcut.runtime.placement.choosing import Choice, Chooser
-from gemcut.runtime.placement.contents import contents_of
+from gemcut.runtime.placement.contents import Contents, contents_of
 from gemcut.runtime.placement.fitting import Fitter
 from gemcut.runtime.placement.freedom import Freedom, freedom
 from gemcut.runtime.placement.given import UNSAID, Given
@@ -86,11 +86,28 @@ def plan_run(
         GGUFError, EngineError: the file is not what it should be.
     """
     contents = contents_of(file)
+    given = _loadable(contents, given)
     profile = profile.with_cards(()) if given.devices == () else profile
     free = freedom(contents, given, _names(given, profile))
     needs = Needs(contents, workload, probe or _asking(file))
     fitter = Fitter(contents, profile, free, workload, needs, taken or {})
     return _placement(Chooser(fitter, given).choose(), given, fitter, free)
+
+
+def _loadable(contents: Contents, given: Given) -> Given:
+    """What is given, with how files with types per expert are always loaded.
+
+    Raises:
+        UsageError: they were to be loaded in another way.
+    """
+    if not contents.per_expert:
+        return given
+    if given.load_mode not in (None, "auto", "none"):
+        raise UsageError(
+            f"load mode {given.load_mode}: {contents.name} has types per expert, which are read "
+            "into memory of their own: leave it out"
+        )
+    return replace(given, load_mode="none")
 
 
 def _names(given: Given, profile: Profile) -> Sequence[str]:
@@ -104,8 +121,11 @@ def _names(given: Given, profile: Profile) -> Sequence[str]:
 
         names = card_names()
     if len(names) < len(profile.cards):
+        cards = ", ".join(card.description for card in profile.cards)
+        say = ",".join(f"CUDA{number}" for number in range(len(profile.cards)))
         raise UsageError(
-            f"{len(profile.cards)} cards to plan for, llama.cpp has {', '.join(names) or 'none'}"
+            f"what llama.cpp calls {cards} is not known here, where it has "
+            f"{', '.join(names) or 'no card'}: say it, as with -dev {say}"
         )
     return names[: len(profile.cards)]
 
@@ -119,7 +139,9 @@ def _asking(file: GGUFFile | GGUFParts) -> Probe:
 def _placement(choice: Choice, given: Given, fitter: Fitter, free: Freedom) -> Placement:
     fit, cards = choice.fit, len(fitter.profile.cards)
     places = {tensor.name: tensor.place for tensor in fit.tensors}
-    where = layout(places, cards, fit.homes, free.overridden)
+    # Who loads the file says of experts that are apart where they are.
+    told = free.overridden | {tensor.name for tensor in fit.tensors if tensor.single}
+    where = layout(places, cards, fit.homes, told)
     overrides = (*given.overrides, *((each, "CPU") for each in where.host))
     one = given.split_mode == "none"
     loading = fit.candidate.loading

@@ -32,6 +32,7 @@ class Option:
     loss: float = 0.0
     seconds: tuple[float, ...] = (0.0,)  # for a token, at each place
     padded: bool = False
+    hosted: bool = False  # the host alone computes with it: it lives there, and no card stages it
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Item:
     width: str | None = None  # the class whose padding its options are about
     parts: tuple["Item", ...] = ()  # written in its place, all of them or none
     places: frozenset[int] | None = None  # the only ones allowed
+    largest: int | None = None  # bytes that cards stage of it at once; None: all of an option
     apart: bool = False  # if copied, the host keeps two where it lives there itself
 
 
@@ -57,7 +59,8 @@ class Problem:
     room: tuple[float, ...] = (math.inf,)  # of each place, for tensors and caches
     caches: tuple[int, ...] = ()  # bytes of each block's
     reads: tuple[tuple[float, ...], ...] = ()  # seconds for a token to read them, block by place
-    staged: int | None = None  # bytes at least that every card stages of the host's; None: nothing
+    # Bytes at least that every card stages of what the host has of the blocks; None: nothing.
+    staged: int | None = None
     at_home: bool = True  # whether blocks may be at home on the host beside cards
     sync: float = 0.0  # seconds of an exchange between a card and the host
     overhead: float = 0.0  # seconds for a token, whatever is chosen

@@ -41,6 +41,33 @@ def solve(problem: Problem, gap: float = GAP) -> Solution | None:
     return optimum(Formulation(problem, [places] * problem.blocks), gap, start)
 
 
+def improved(problem: Problem, known: Solution, gap: float = GAP) -> Solution | None:
+    """The best solution where a good one is known of the same problem with fewer options.
+
+    First each tensor takes its best option at the place where it was, which is found soon; then a
+    quarter of the time goes into better places.
+
+    Raises:
+        EngineError: HiGHS failed.
+    """
+    if len(problem.room) == 1:
+        return solve(problem, gap)
+    items = tuple(_pinned(item, known.chosen) for item in problem.items)
+    homes = tuple((home,) for home in known.homes)
+    start = optimum(Formulation(replace(problem, items=items), homes), gap)
+    if start is None:
+        return solve(problem, gap)
+    first = 1 if HOST not in known.homes else HOST
+    places = tuple(range(first, len(problem.room)))
+    return optimum(Formulation(problem, [places] * problem.blocks), gap, start) or start
+
+
+def _pinned(item: Item, chosen: Mapping[str, Chosen]) -> Item:
+    if item.name not in chosen:
+        return item
+    return replace(item, places=frozenset({chosen[item.name].place}))
+
+
 def bound(problem: Problem) -> float:
     """Seconds that no solution is below, found sooner than a solution; infinity: there is none.
 

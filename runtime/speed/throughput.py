@@ -130,8 +130,8 @@ class Prices:
 
     def token(self, tensor: Placed) -> float:
         """Seconds of a tensor for a token that is generated."""
-        active = tensor.size * self.shares[tensor.name]
-        return token_seconds(self.places[tensor.place], tensor.type, active)
+        place, share = self.places[tensor.place], self.shares[tensor.name]
+        return sum(token_seconds(place, kind, size * share) for kind, size in tensor.parts)
 
     def ubatch(self, tensor: Placed) -> float:
         """Seconds of a tensor for a ubatch. Logits are wanted of a prompt's last token alone, so
@@ -139,9 +139,9 @@ class Prices:
         if tensor.name in (EMBEDDING, OUTPUT):
             return 0.0
         share, place, seconds = self.shares[tensor.name], self.places[tensor.place], 0.0
-        read = tensor.size * hit(share, self.tokens)
-        if tensor.place == HOST and self.offloader:
-            place, seconds = self.offloader, read / self.offloader.link
+        read = hit(share, self.tokens)
+        if tensor.place == HOST and self.offloader and not tensor.single:
+            place, seconds = self.offloader, read * tensor.size / self.offloader.link
         return seconds + _product(place, tensor, share * self.tokens, read)
 
     def reading(self, block: int, place: str) -> float:
@@ -215,9 +215,10 @@ def hit(share: float, tokens: float) -> float:
 
 
 def _product(place: Processor, tensor: Placed, tokens: float, read: float) -> float:
-    """Seconds of a tensor's product with so many tokens: of its FLOP, or of reading it."""
+    """Seconds of a tensor's product with so many tokens: of its FLOP, or of reading this share."""
     computing = 2 * tensor.weights * tokens / place.flops if place.flops else 0.0
-    return max(computing, read / place.rate(tensor.type))
+    reading = sum(read * size / place.rate(kind) for kind, size in tensor.parts)
+    return max(computing, reading)
 
 
 def _largest(value: Value | None) -> int:

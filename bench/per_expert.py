@@ -1,0 +1,219 @@
+"""What a type for every single expert is worth: KL divergence at equal bytes, against one a tensor.
+
+    PYTHONPATH=. python bench/per_expert.py [--models demo ...] [--sizes Q3_K_M ...] [--real]
+
+Both plans are the planner's own for the size of a stock mixture, by the same measured sensitivity;
+"equal bytes" are those of the whole file, its plan and table of tensors included. Importance and
+sensitivity are measured on text of the kind that is scored, but on no part of it (subjects.py).
+Values are simulated: every weight goes through its type and back, and is written in F32
+(round_trip.py), so that nothing has to run the types. With --real the files themselves are scored,
+too. These also round activations, which takes the divergence of a file from its own simulation:
+"agreement" is what a file loses, relative to that and the simulation's divergence together.
+Divergences are from the checkpoint in F32, ratios have 95 % intervals, paired over chunks.
+build/bench/per-expert.json has all numbers.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import FOLDER
+from quality import Doubles, stock_size
+from round_trip import write_returned
+from subjects import PARTS, Subject, spread, subjects
+
+from gemcut import api
+from gemcut.demo.text import held_out_text
+from gemcut.eval.compare import compare
+from gemcut.eval.scope import Means
+from gemcut.eval.statistics.intervals import Estimate, estimates
+from gemcut.eval.texts.text import Text
+from gemcut.plan import Plan
+from gemcut.quantize.coverage import coverage
+from gemcut.quantize.outcome import Outcome
+from gemcut.quantize.planner import plan_model
+from gemcut.quantize.request import Request
+from gemcut.quantize.skew import skew
+
+SIZES = ("iq3_xxs", "q3_k_m", "iq4_xs", "q4_k_m")
+TENSOR, EXPERT = "tensor", "expert"
+RESULT = FOLDER / "per-expert.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model at one size; divergences of types per tensor and of types per expert."""
+
+    model: str
+    size: str  # that of this mixture
+    bytes: Mapping[str, int]  # of the whole files
+    singles: int  # stacks with types per expert, of all
+    stacks: int
+    said: str  # what the planner says of types per expert
+    predicted: float  # ratio
+    kld: Mapping[str, float]
+    ratio: Estimate
+    real: Mapping[str, float] | None = None
+    real_ratio: Estimate | None = None
+    rounding: Mapping[str, float] | None = None  # the part of activations in `real`
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--models", nargs="+", default=[], help="the demo and tiny-*, if not given")
+    parser.add_argument("--sizes", nargs="+", default=SIZES, type=str.lower, help="of mixtures")
+    parser.add_argument("--chunks", type=int, default=75, help="of text")
+    parser.add_argument("--probe-chunks", type=int, default=16)
+    parser.add_argument("--real", action="store_true", help="score the files themselves, too")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    parts = spread("held-out modules", held_out_text())
+    for subject in subjects(arguments.models, arguments.threads, arguments.probe_chunks):
+        print(f"\n{subject.name}: {routing(subject)}\n\n{HEAD}", flush=True)
+        for size in arguments.sizes:
+            found = measured(subject, size, parts, arguments.chunks // PARTS, arguments.real)
+            keep(asdict(found))
+            print(line(found), flush=True)
+
+
+def keep(result: Mapping[str, Any]) -> None:
+    """Put a result into the file, in the place of an older one of the same model and size."""
+    old = json.loads(RESULT.read_text()) if RESULT.exists() else []
+    others = [one for one in old if any(one[key] != result[key] for key in ("model", "size"))]
+    RESULT.write_text(json.dumps([*others, result], indent=1) + "\n")
+
+
+def routing(subject: Subject) -> str:
+    """How skewed its routing is, and what follows from that alone."""
+    found = skew(coverage(subject.statistics))
+    factors = ", ".join(f"{each:.2f} at {size:g}" for size, each in found.factors.items())
+    return (
+        f"the busiest quarter of experts has {found.busiest:.0%} of the rows; predicted of the "
+        f"experts' part by shares alone, at bits per weight: {factors}"
+    )
+
+
+def measured(subject: Subject, size: str, parts: Sequence[Text], chunks: int, real: bool) -> Result:
+    """Both plans of a size, and what their files lose."""
+    stock = api.make_plan(subject.model, api.Target(size), subject.importance)
+    room = stock_size(subject, stock)
+    outcomes = {name: planned(subject, room, name == EXPERT) for name in (TENSOR, EXPERT)}
+    plans = {name: outcome.plan for name, outcome in outcomes.items()}
+    values = simulated(subject, size, plans)
+    found = scores(subject, values, subject.gguf("f32"), parts, chunks)
+    own, rounding = None, None
+    if real:
+        files = written(subject, size, plans)
+        own = scores(subject, files, subject.gguf("f32"), parts, chunks)
+        rounding = {
+            name: means(scores(subject, {name: path}, values[name], parts, chunks))[name]
+            for name, path in files.items()
+        }
+    routed = [entry for name, entry in plans[EXPERT].tensors.items() if "_exps." in name]
+    return Result(
+        subject.name,
+        size.upper(),
+        {name: api.planned_size(subject.model, plan) for name, plan in plans.items()},
+        sum(entry.experts is not None for entry in routed),
+        len(routed),
+        str(outcomes[EXPERT].worth),
+        plans[EXPERT].predicted["kld"] / plans[TENSOR].predicted["kld"],
+        means(found),
+        ratio(found),
+        means(own) if own else None,
+        ratio(own) if own else None,
+        rounding,
+    )
+
+
+def planned(subject: Subject, room: int, per_expert: bool) -> Outcome:
+    """The best types for a whole file of so many bytes."""
+    request = Request(size=room, per_expert=per_expert)
+    task = api.make_task(subject.model, request, subject.sensitivity, subject.statistics)
+    return plan_model(task, alternatives=False)
+
+
+def simulated(subject: Subject, size: str, plans: Mapping[str, Plan]) -> dict[str, Path]:
+    """Files in F32 that hold what these plans' files would."""
+    paths = {name: subject.path(f"{size}-{name}-returned.gguf") for name in plans}
+    for name, plan in plans.items():
+        write_returned(subject.model, plan, subject.importance, paths[name], subject.threads)
+    return paths
+
+
+def written(subject: Subject, size: str, plans: Mapping[str, Plan]) -> dict[str, Path]:
+    """The files themselves."""
+    paths = {name: subject.path(f"{size}-by-{name}.gguf") for name in plans}
+    for name, plan in plans.items():
+        target = api.Target(plan=plan)
+        api.quantize_model(subject.model, paths[name], target, subject.importance, subject.threads)
+    return paths
+
+
+def scores(
+    subject: Subject,
+    paths: Mapping[str, Path],
+    reference: Path,
+    parts: Sequence[Text],
+    chunks: int,
+) -> dict[str, Doubles]:
+    """Divergence of each file: float64 [chunks], means over the tokens of each."""
+    how = Means(subject.threads)
+    found = compare([*paths.values()], reference, parts, chunks=chunks, means=how)
+    by_chunk = {}
+    for name, row in zip(paths, found.files, strict=True):
+        assert row.scores and row.scores.divergence, row.failure
+        kld = row.scores.divergence.kld.reshape(found.protocol.n_chunks, -1)
+        by_chunk[name] = kld.mean(axis=1)
+    return by_chunk
+
+
+def means(found: Mapping[str, Doubles]) -> dict[str, float]:
+    """Over all chunks."""
+    return {name: float(kld.mean()) for name, kld in found.items()}
+
+
+def ratio(found: Mapping[str, Doubles]) -> Estimate:
+    """Types per expert relative to types per tensor."""
+    return estimates(np.array([found[EXPERT]]), found[TENSOR])[0]
+
+
+HEAD = (
+    "| size of | bytes, per tensor and expert | stacks with types per expert | KLD per tensor | "
+    "per expert | ratio | predicted | real files' ratio | agreement |\n"
+    "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+)
+
+
+def line(found: Result) -> str:
+    """A result as a row of Markdown."""
+    own = agreement = ""
+    if found.real and found.real_ratio and found.rounding:
+        own = spoken(found.real_ratio)
+        each = (found.real[n] / (found.kld[n] + found.rounding[n]) for n in (TENSOR, EXPERT))
+        agreement = ", ".join(f"{share:.3f}" for share in each)
+    cells = [
+        found.size,
+        f"{found.bytes[TENSOR]:,}, {found.bytes[EXPERT]:,}",
+        f"{found.singles} of {found.stacks}",
+        f"{found.kld[TENSOR]:.6f}",
+        f"{found.kld[EXPERT]:.6f}",
+        spoken(found.ratio),
+        f"{found.predicted:.2f}",
+        own,
+        agreement,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def spoken(ratio: Estimate) -> str:
+    """A ratio with its interval."""
+    return f"{ratio.value:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,376 @@
+"""Types per expert: mixtures are the best there are, and plans take them where they bring much."""
+
+import itertools
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemcut import api, ggml
+from gemcut.cli import main
+from gemcut.cli.outcome import explanation
+from gemcut.convert.model import Model
+from gemcut.errors import PlanError, SensitivityError, UsageError
+from gemcut.gguf_experts import is_stack
+from gemcut.plan import Plan
+from gemcut.quantize.choices import Way
+from gemcut.quantize.explain import explain
+from gemcut.quantize.identity import fingerprint
+from gemcut.quantize.mixtures import by_type, hull, mixed
+from gemcut.quantize.outcome import Outcome, Task
+from gemcut.quantize.planner import plan_model
+from gemcut.quantize.priors import prior_sensitivity
+from gemcut.quantize.request import Request, Rule
+from gemcut.quantize.statistics import Entry, Statistics, write_statistics
+from gemcut.runtime.machine.cards import named
+from gemcut.runtime.machine.profiles import with_limits
+from gemcut.runtime.placement.problem import Option
+from gemcut.sensitivity import Sensitivity
+from gemcut.tensor_sensitivity import LocalError, TensorSensitivity
+
+DOWN = "blk.1.ffn_down_exps.weight"
+QUICK = ("q2_k", "q3_k", "q4_0", "q5_0", "q6_k", "q8_0")
+KINDS = ["q3_k", "q4_k", "q5_k", "q6_k", "q8_0"]
+
+
+def number(least: float = 1e-6):
+    return st.floats(least, 1, allow_nan=False)
+
+
+STACKS = st.integers(1, 4).flatmap(
+    lambda experts: st.integers(1, 4).flatmap(
+        lambda types: st.tuples(
+            st.lists(number(), min_size=experts, max_size=experts).map(
+                lambda raw: np.array(raw) / sum(raw)
+            ),
+            st.lists(number(), min_size=types, max_size=types).map(np.array),
+            st.lists(st.integers(1, 50), min_size=types, max_size=types).map(
+                lambda raw: np.array(raw, float)
+            ),
+        )
+    )
+)
+
+
+@given(STACKS, st.integers(3, 30))
+def test_nothing_of_the_same_size_loses_less_than_a_mixture(stack, points):
+    shares, losses, sizes = stack
+    experts = len(shares)
+    every = np.array(list(itertools.product(range(len(sizes)), repeat=experts)))
+    all_sizes, all_losses = sizes[every].sum(axis=1), losses[every] @ shares
+
+    found = hull(shares, losses, sizes, points)
+
+    taken = np.array([sizes[each].sum() for each in found])
+    lost = np.array([losses[each] @ shares for each in found])
+    assert len(found) <= points + 1
+    assert (np.diff(taken) > 0).all() and (np.diff(lost) < 1e-12).all()
+    assert taken[0] == all_sizes.min() and lost[-1] == pytest.approx(all_losses.min())
+    for size, loss in zip(taken, lost, strict=True):
+        assert loss <= all_losses[all_sizes <= size].min() + 1e-12
+
+
+def test_points_are_spread_evenly_over_the_loss():
+    shares = np.full(128, 1 / 128)
+    losses = 4.0 ** -np.arange(8)
+
+    left = [losses[each] @ shares for each in hull(shares, losses, np.arange(1.0, 9.0))]
+
+    assert len(left) == 24
+    steps = -np.diff(np.log(left[:-1]))
+    assert steps.max() < 2 * steps.min()
+
+
+def stack(shares, routed) -> TensorSensitivity:
+    errors = {kind: LocalError(0.1 / 4**at, 0.01 / 4**at) for at, kind in enumerate(KINDS)}
+    return TensorSensitivity("group", errors, experts=tuple(shares), routed=tuple(routed))
+
+
+def options(experts: int) -> list[tuple[Way, Option]]:
+    found = []
+    for at, kind in enumerate(KINDS):
+        size = experts * 100 * ggml.type_named(kind).row_bytes(256)
+        way = Way("t", kind, key="t", error=LocalError(0.1 / 4**at), candidate=kind)
+        found.append((way, Option(kind, size, 2 * 0.1 / 4**at, (size * 1e-6, size * 1e-7))))
+    return found
+
+
+def test_a_mixture_costs_what_its_experts_do():
+    known = stack([0.7, 0.2, 0.05, 0.05], [0.4, 0.3, 0.2, 0.1])
+    stock = {way.type: option for way, option in options(4)}
+
+    found = list(mixed(known, options(4), 4.25))
+
+    assert len(found) > 5 and len({option.name for _, option in found}) == len(found)
+    for way, option in found:
+        each = [stock[kind] for kind in way.experts]
+        assert option.hosted and len(set(way.experts)) > 1
+        assert option.size == sum(one.size // 4 for one in each)
+        assert option.loss == pytest.approx(known.experts @ np.array([one.loss for one in each]))
+        assert option.loss == pytest.approx(2 * way.error.mean)
+        for place in (0, 1):
+            read = [one.seconds[place] for one in each]
+            assert option.seconds[place] == pytest.approx(known.routed @ np.array(read))
+        assert way.type == Counter(way.experts).most_common(1)[0][0]
+        assert way.below == (np.mean([ggml.type_named(k).bpw for k in way.experts]) < 4.25)
+        bits = [ggml.type_named(kind).bpw for kind in way.experts]
+        assert (np.diff(bits) <= 0).all(), "an expert with less of the error has more bits"
+
+
+def test_bytes_by_type():
+    way = Way("t", "q4_k", experts=("q8_0", "q4_k", "q4_k", "q4_k"))
+    large, small = (100 * ggml.type_named(kind).row_bytes(256) for kind in ("q8_0", "q4_k"))
+    size = large + 3 * small
+
+    assert dict(by_type(way, size)) == {"q8_0": large, "q4_k": 3 * small}
+    read = dict(by_type(way, size, [0.7, 0.1, 0.1, 0.1]))
+    assert read == {
+        "q8_0": pytest.approx(4 * 0.7 * large, abs=1),
+        "q4_k": pytest.approx(4 * 0.3 * small, abs=1),
+    }
+
+
+def test_nothing_to_mix():
+    even = stack([0.5, 0.5], [0.5, 0.5])
+
+    assert not list(mixed(even, options(2)[:1], 4.25)) and not list(mixed(even, [], 4.25))
+    harmless = [(way, replace(option, loss=0.0)) for way, option in options(2)]
+    assert not list(mixed(even, harmless, 4.25))
+
+
+# --- plans ---
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint) -> Model:
+    return api.open_source(checkpoint)
+
+
+def statistics(model: Model, skew: float) -> Statistics:
+    """Every expert gets the more rows, the less its number is."""
+    entries = {}
+    for tensor in model.tensors:
+        if tensor.name.startswith("blk.") and not tensor.kept and tensor.quantizable:
+            counts = np.rint(2000 * np.exp(-skew * np.arange(tensor.matrices))).astype(np.float32)
+            sums = np.repeat(counts[:, None], tensor.columns, axis=1)
+            entries[tensor.name] = Entry(sums, counts)
+    return Statistics(entries, ("text",), 4, 512)
+
+
+@pytest.fixture(scope="module")
+def skewed(model) -> Statistics:
+    return statistics(model, 0.5)
+
+
+@pytest.fixture(scope="module")
+def known(model, skewed) -> Sensitivity:
+    """As if it had been measured."""
+    weighted = frozenset(skewed.entries)
+    found = prior_sensitivity(model, weighted, skewed)
+    return replace(found, source=fingerprint(model))
+
+
+def task(model, statistics, sensitivity=None, machine=None, **asked) -> Task:
+    made = api.make_task(model, Request(per_expert=True, **asked), sensitivity, statistics, machine)
+    return replace(made, imatrix=sensitivity and sensitivity.imatrix)
+
+
+def make(*of, **asked) -> Outcome:
+    return plan_model(task(*of, **asked), alternatives=False)
+
+
+def mixtures(plan: Plan) -> dict[str, tuple[str, ...]]:
+    return {name: e.experts for name, e in plan.tensors.items() if e.experts}
+
+
+def nbytes(model: Model, plan: Plan) -> int:
+    """Bytes of the tensors, counted anew."""
+    total = 0
+    for tensor in model.tensors:
+        entry = plan.tensors[tensor.name]
+        rows, columns = tensor.rows // tensor.matrices, entry.padded_to or tensor.columns
+        if ".ffn_down" not in tensor.name and entry.padded_to:
+            parts = 1 + (".ffn_gate_up" in tensor.name)
+            rows, columns = parts * entry.padded_to, tensor.columns
+        types = entry.experts or [entry.type] * tensor.matrices
+        total += sum(rows * ggml.type_named(kind).row_bytes(columns) for kind in types)
+    return total
+
+
+@pytest.mark.parametrize("bpw", [3.5, 4.5, 5.5])
+def test_a_plan_with_types_per_expert(model, skewed, known, bpw):
+    outcome = make(model, skewed, known, bpw=bpw, prefer="quality")
+
+    plan, found = outcome.plan, mixtures(outcome.plan)
+    assert outcome.worth and outcome.worth.enough and "runs with gemcut alone" in str(outcome.worth)
+    assert found and all(is_stack(name) for name in found)
+    assert not any(entry.split for entry in plan.tensors.values() if entry.experts)
+    assert 8 * plan.size <= bpw * model.weights
+    if not any(entry.split for entry in plan.tensors.values()):
+        assert plan.size == nbytes(model, plan)
+        types = {name: words(known, plan, name) for name in known.tensors}
+        assert plan.predicted["kld"] == pytest.approx(known.predict(types)[0], rel=1e-4)
+    assert plan.predicted["kld"] < 0.9 * plan.predicted["kld_without_experts"]
+    for name, each in found.items():
+        assert len(each) == 16 and plan.tensors[name].type in each
+        bits = [ggml.type_named(kind).bpw for kind in each]
+        assert bits == sorted(bits, reverse=True) and min(bits) >= 2
+    assert Plan.from_json(plan.to_json(), "it") == plan
+    without = plan_model(
+        replace(task(model, skewed, known), request=Request(bpw=bpw, prefer="quality")), False
+    )
+    assert without.chosen.kld == pytest.approx(outcome.worth.without, rel=0.03)
+    assert without.worth is None and not mixtures(without.plan)
+
+
+def words(known: Sensitivity, plan: Plan, name: str):
+    """What the plan writes of a tensor, in the sensitivity's words."""
+    entry, errors = plan.tensors[name], known.tensors[name].errors
+
+    def word(kind: str) -> str:
+        return kind if kind in errors else next(e for e in errors if e.startswith(f"{kind}@"))
+
+    return [word(kind) for kind in entry.experts] if entry.experts else word(entry.type)
+
+
+def test_even_routing_is_not_worth_it(model):
+    even = statistics(model, 0.0)
+
+    outcome = make(model, even, bpw=4.5, types=QUICK)
+
+    assert outcome.worth and not outcome.worth.enough and not mixtures(outcome.plan)
+    assert "not worth it here: predicted KL divergence x " in str(outcome.worth)
+    assert not outcome.plan.request.get("per_expert")
+    assert "kld_without_experts" not in outcome.plan.predicted
+
+
+def test_where_nothing_else_fits(model, skewed, known):
+    """Of a size that is enough for the loss that is allowed only with types per expert."""
+    asked = {"bpw": 4.5, "types": QUICK}
+    first = make(model, skewed, known, **asked)
+    between = (first.worth.kld + (first.worth.without or 0)) / 2
+
+    found = make(model, skewed, known, **asked, max_kld=between)
+
+    assert found.chosen.kld <= between and mixtures(found.plan)
+    assert str(found.worth) == "nothing fits without; such a file runs with gemcut alone"
+    assert "kld_without_experts" not in found.plan.predicted
+
+
+def test_what_is_asked_for_holds_for_every_expert(model, skewed, known):
+    rules = (Rule("blk.0.*", ("q4_0", "q8_0")), Rule("blk.2.ffn_down_exps*", ("q5_0",)))
+    floors = {"experts_down": "q4_0"}
+
+    plan = make(model, skewed, known, bpw=5.0, rules=rules, floors=floors).plan
+
+    found = mixtures(plan)
+    assert any(name.startswith("blk.0.") for name in found)
+    assert "blk.2.ffn_down_exps.weight" not in found
+    for name, types in found.items():
+        if name.startswith("blk.0."):
+            assert set(types) <= {"q4_0", "q8_0"}
+        if "ffn_down" in name:
+            assert min(ggml.type_named(kind).bpw for kind in types) >= 4.5
+    types = ("q4_0", "q5_0", "q8_0", "bf16")
+    plan = make(model, skewed, known, bpw=6.5, types=types).plan
+    assert mixtures(plan) and {k for ts in mixtures(plan).values() for k in ts} <= set(types)
+
+
+def test_a_part_with_a_rule_of_its_own_is_mixed_alone(model, skewed, known):
+    whole = "blk.1.ffn_gate_up_exps.weight"
+    tensor = known.tensors[whole]
+    halves = {
+        f"{whole}#{part}": replace(
+            tensor, errors={k: LocalError(e.mean / 2) for k, e in tensor.errors.items()}
+        )
+        for part in ("gate", "up")
+    }
+    measured = replace(known, tensors={**known.tensors, **halves})
+    rules = (Rule("blk.1.ffn_gate_exps.weight", ("q8_0",)),)
+
+    plan = make(model, skewed, measured, bpw=5.0, rules=rules).plan
+
+    gate, up = (plan.tensors[f"blk.1.ffn_{part}_exps.weight"] for part in ("gate", "up"))
+    assert (gate.type, gate.experts, gate.split, up.split) == ("q8_0", None, True, True)
+    assert up.experts and len(up.experts) == 16
+
+
+def test_types_per_expert_are_on_the_host(model, skewed, known):
+    machine = with_limits(named("rtx-4070+ddr5-5600"), None, None)
+
+    asked = {"prefer": "quality", "bpw": 4.5, "types": QUICK}
+
+    outcome = make(model, skewed, known, machine, **asked)
+
+    found = mixtures(outcome.plan)
+    assert found and all(outcome.plan.tensors[name].device == "cpu" for name in found)
+    assert outcome.chosen.decode and outcome.chosen.prefill
+    asked["rules"] = (Rule("*_exps.weight", (), "gpu"),)
+    on_card = make(model, skewed, known, machine, **asked)
+    assert not mixtures(on_card.plan) and not on_card.worth.enough
+
+
+def test_what_cannot_be_planned(model, skewed, known):
+    with pytest.raises(UsageError, match="per-expert goes without plain"):
+        Request(per_expert=True, plain=True)
+    with pytest.raises(PlanError, match="follow how a text is routed: give --imatrix"):
+        make(model, None, bpw=4.5)
+    earlier = {n: replace(t, experts=(), routed=()) for n, t in known.tensors.items()}
+    with pytest.raises(SensitivityError, match="nothing of single experts.*measure --imatrix"):
+        make(model, skewed, replace(known, tensors=earlier), bpw=4.5)
+    down = replace(known.tensors[DOWN], experts=(1.0,), routed=(1.0,))
+    with pytest.raises(SensitivityError, match=f"{DOWN}: 1 experts of 16"):
+        make(model, skewed, replace(known, tensors={**known.tensors, DOWN: down}), bpw=4.5)
+    dense = replace(model, tensors=tuple(t for t in model.tensors if "_exps" not in t.name))
+    with pytest.raises(PlanError, match="no tensor of this model holds routed experts"):
+        make(dense, skewed, bpw=4.5)
+
+
+def test_an_explanation_has_the_mixtures(model, skewed, known):
+    made = task(model, skewed, known, bpw=4.5, types=QUICK)
+    plan = plan_model(made, alternatives=False).plan
+    name = next(iter(mixtures(plan)))
+
+    (found, *_) = explain(made, plan, name)
+
+    taken = [each for each in found.alternatives if each.taken]
+    assert len(taken) == 1 and taken[0].experts == Counter(plan.tensors[name].experts)
+    assert sum(bool(each.experts) for each in found.alternatives) > 10
+    shown = list(explanation(found).columns[1].cells)
+    assert any(re.fullmatch(r"\d+ x q\w+(, \d+ x q\w+)+", str(cell)) for cell in shown)
+
+
+@pytest.mark.parametrize(("bpw", "skew"), [(3.3, 0.1), (4.1, 1.0), (7.0, 0.2)])
+def test_other_sizes_and_skews(model, bpw, skew):
+    found = make(model, statistics(model, skew), bpw=bpw, types=QUICK)
+
+    assert 8 * found.plan.size <= bpw * model.weights
+    assert bool(mixtures(found.plan)) == found.worth.enough
+    assert found.worth.ratio <= 1.02
+
+
+# --- the command line ---
+
+
+def test_on_the_command_line(checkpoint, skewed, tmp_path):
+    imatrix, plan = tmp_path / "imatrix.gguf", tmp_path / "plan.json"
+    write_statistics(imatrix, skewed)
+    words = ["plan", str(checkpoint), "--per-expert", "--bpw", "4.5", "--imatrix", str(imatrix)]
+    words += ["--machine", "ddr4-3200", "--types", ",".join(QUICK)]
+
+    shown = CliRunner().invoke(main, [*words, "-o", str(plan)], env={"COLUMNS": "160"})
+    said = CliRunner().invoke(main, [*words, "--json"])
+
+    assert shown.exit_code == 0, shown.output
+    assert "types per expert  predicted KL divergence x 0." in shown.output
+    document = json.loads(said.stdout)
+    assert document["types_per_expert"]["worth_it"] is True
+    assert 0 < document["types_per_expert"]["ratio"] < 0.95
+    assert "smallest" in {point["label"] for point in document["frontier"]}
+    assert mixtures(Plan.read(plan)) and Plan.read(plan).request["per_expert"] is True
