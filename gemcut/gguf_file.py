@@ -114,6 +114,12 @@ class GGUFFile(Closing):
                     f"{self.path}: truncated: {info.name} ends at byte {end}, "
                     f"the file at {len(self._map)}; copy or download it again"
                 )
+        # Loaders, which give each tensor memory of its own, would take any number of times as much.
+        if self.tensor_bytes > (there := max(0, len(self._map) - self.data_offset)):
+            raise GGUFError(
+                f"{self.path}: damaged: tensors of {self.tensor_bytes} bytes in {there}: they "
+                "overlap; copy or download it again"
+            )
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> ggml.Bytes:
         """Encoded rows [n, row_bytes] of a tensor, a read-only view of the file."""

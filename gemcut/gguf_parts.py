@@ -42,8 +42,9 @@ class GGUFParts(Closing):
 
     def _stacks(self, path: Path) -> Mapping[str, Stack]:
         """As a file has them, of all parts; none where a part is missing."""
-        if len(self.files) == 1 or self.missing or not self.per_expert:
-            return self.files[0].stacks
+        alone = self.files[0].stacks if len(self.files) == 1 else None  # none: it says it is a part
+        if alone or self.missing or not self.per_expert:
+            return alone or {}
         return stacks(self.tensors, str(path), expert_count(self.metadata))
 
     @property

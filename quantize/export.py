@@ -79,7 +79,7 @@ def server_arguments(plan: Plan, file: str) -> list[str]:
     if has_experts(plan):
         raise PlanError(
             "the plan has types for single experts, which llama-server cannot load: run its file "
-            "with `gemcut serve`, or plan without"
+            "with `gemcut serve`, or plan without --per-expert"
         )
     where, context = layout(plan), context_of(plan)
     words = ["llama-server", "-m", file, "-c", context.n_ctx, "-np", context.n_seq]

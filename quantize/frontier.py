@@ -32,7 +32,8 @@ def with_alternatives(search: Search, outcome: Outcome, chosen: Solution, aim: A
     aims += [("", each) for each in _by_size(smallest, search.best)]
     aims = [(label, each) for label, each in aims if label != outcome.chosen.label]
     with ThreadPoolExecutor(_THREADS) as pool:
-        gains = list(pool.map(lambda more: _gain(aim, *more), _more(search.task)))
+        beside = search.header(chosen)
+        gains = list(pool.map(lambda more: _gain(aim, beside, *more), _more(search.task)))
         if search.machine:
             gains.append(_longer(search.task, chosen))
         solutions = pool.map(search.rough, [each for _, each in aims])
@@ -107,9 +108,14 @@ def _longer(task: Task, chosen: Solution) -> Gain | None:
     return None if found is None else Gain(_CONTEXT, search.report.point(found, _CONTEXT))
 
 
-def _gain(aim: Aim, what: str, more: Task) -> Gain | None:
-    """What the same aim gives with more; None: it does not fit."""
+def _gain(aim: Aim, beside: int, what: str, more: Task) -> Gain | None:
+    """What the same aim gives with more; None: it does not fit.
+
+    Args:
+        beside: bytes of a limited size that are not the tensors'.
+    """
     search = Search(more)
-    problem = replace(search.bounded, aim=aim)  # as exact as what it is compared with
+    bounded = search.bounded
+    problem = replace(bounded, aim=aim, size=bounded.size - beside)
     found = search.solved(problem, GAP)
     return None if found is None else Gain(what, search.report.point(found, what))

@@ -29,6 +29,7 @@ from gemcut.sensitivity import Sensitivity
 from gemcut.tensor_sensitivity import LocalError
 
 _WORTHWHILE = 0.95  # of the KL divergence: for less nobody gives up llama.cpp's own loaders
+_NOTICED = 0.05  # of a speed
 
 Describe = Callable[[Plan], Mapping[str, Value]]
 
@@ -61,10 +62,15 @@ class Gain:
 
 @dataclass(frozen=True)
 class Worth:
-    """Types per expert: expected KL divergence with them, and without, all else being equal."""
+    """Types per expert: expected KL divergence with them, and without, at equal price.
+
+    The speeds are relative to those without. What the price weighs already is None.
+    """
 
     kld: float
     without: float | None  # None: nothing fits
+    decode_ratio: float | None = None
+    prefill_ratio: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -80,12 +86,19 @@ class Worth:
 
     def __str__(self) -> str:
         """In words."""
-        gain = f"predicted KL divergence x {self.ratio:.2f}, all else equal"
+        gain = f"predicted KL divergence x {self.ratio:.2f}, "
+        gain += self._slower if self.enough and self._slower else "all else equal"
         if self.without is None:
             gain = "nothing fits without"
         if self.enough:
             return f"{gain}; such a file runs with gemcut alone"
         return f"not worth it here: {gain}; every tensor has one type"
+
+    @property
+    def _slower(self) -> str:
+        speeds = {"decode": self.decode_ratio, "prefill": self.prefill_ratio}
+        changed = {name: each for name, each in speeds.items() if each and abs(each - 1) > _NOTICED}
+        return ", ".join(f"{name} x {each:.2g}" for name, each in changed.items())
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ def plan_model(task: Task, alternatives: bool = True) -> Outcome:
     search, solution, aim, worth = _chosen(task)
     chosen = search.report.point(solution, task.request.preference)
     plan = search.report.plan(solution, worth)
-    outcome = Outcome(plan, chosen, notes=(*notes, *_pulled(search)), worth=worth)
+    notes = (*notes, *_pulled(search), *_hostless(task, search))
+    outcome = Outcome(plan, chosen, notes=notes, worth=worth)
     return with_alternatives(search, outcome, solution, aim) if alternatives else outcome
 
 
@@ -42,14 +43,30 @@ def _chosen(task: Task) -> tuple[Search, Solution, Aim, Worth | None]:
         mixing = Search(task)
         mixed, aim = mixing.choose()
         return mixing, mixed, aim, Worth(expected(mixed.loss), None)
-    if not task.request.per_expert:
+    if not task.request.per_expert or search.all_on_cards:
         return search, solution, aim, None
     mixing = Search(task, solution)
     mixed = mixing.chosen(aim) or solution
-    worth = Worth(expected(mixed.loss), expected(max(0.0, search.equal(solution, mixed))))
+    worth = _worth(search, solution, mixing, mixed)
     if worth.enough:
         return mixing, mixed, aim, worth
     return search, solution, aim, worth
+
+
+def _worth(search: Search, solution: Solution, mixing: Search, mixed: Solution) -> Worth:
+    """What mixtures are worth, beside a solution without; quality is weighed against no time."""
+    expected, preference = search.task.rescale.expected, search.task.request.preference
+    new, old = mixing.report.point(mixed, preference), search.report.point(solution, preference)
+    return Worth(
+        expected(mixed.loss),
+        expected(max(0.0, search.equal(solution, mixed))),
+        _ratio(new.decode, old.decode) if preference == "quality" else None,
+        _ratio(new.prefill, old.prefill),
+    )
+
+
+def _ratio(new: float | None, old: float | None) -> float | None:
+    return new / old if new and old else None
 
 
 def _stock(task: Task) -> Task:
@@ -68,3 +85,10 @@ def _pulled(search: Search) -> tuple[str, ...]:
         f"{_EMBEDDING} is the output, too, and llama.cpp fills the host first: with it on the host "
         "every block is computed there",
     )
+
+
+def _hostless(task: Task, search: Search) -> tuple[str, ...]:
+    """Why nothing comes of types per expert without RAM."""
+    if not task.request.per_expert or not search.all_on_cards:
+        return ()
+    return ("types per expert: such experts live in RAM, and none is planned with; give --ram",)

@@ -59,7 +59,10 @@ class Request:
         if self.types is not None and (self.all_types or not self.types):
             raise UsageError("types: give a list of them, or all, not both")
         if self.per_expert and self.plain:
-            raise UsageError("per-expert goes without plain: llama-quantize has one type a tensor")
+            raise UsageError(
+                "per-expert goes without plain and without exports: llama-quantize has one type a "
+                "tensor"
+            )
         for kind in (*(self.types or ()), *self.floors.values()):
             ggml.type_named(kind)
         for role in self.floors:

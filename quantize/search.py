@@ -277,6 +277,12 @@ class Search:
             problem = replace(problem, size=left)
         return None
 
+    def header(self, solution: Solution) -> int:
+        """Bytes of a limited size that are not the tensors' of a solution."""
+        if self.task.request.size is None:
+            return 0
+        return self._file_size(solution) - solution.size
+
     def _file_size(self, solution: Solution) -> int:
         plan, model = self.report.plan(solution), self.task.model
         return file_size(self.task.describe(plan), choose.infos(model, plan))

@@ -43,7 +43,7 @@ def experts_library(own_folders: None) -> Path:
     if users.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(users, path)
-    elif compiler() is None:
+    elif not compiler():
         pytest.skip("there is no C++ compiler")
     return build()
 

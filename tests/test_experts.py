@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -368,8 +369,12 @@ def test_it_is_built_by_a_command(elsewhere, monkeypatch):
         [".so"],
         [".dylib"],
     )
-    with pytest.raises(EngineError, match="does not load"):
+    with pytest.raises(EngineError, match="does not load.*delete it and run"):
         experts_library.library.__wrapped__()
+    with monkeypatch.context() as patch:
+        patch.setattr(experts_library, "library_file", lambda: Path(ggml.library("ggml")._name))
+        with pytest.raises(EngineError, match="does not load.*experts_names"):
+            experts_library.library.__wrapped__()
 
     monkeypatch.setenv("CXX", "false")
     with pytest.raises(EngineError, match="refused"):
@@ -377,6 +382,21 @@ def test_it_is_built_by_a_command(elsewhere, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(EngineError, match="there is no C..? compiler"):
         build.compile_into(elsewhere / "x")
+
+
+def test_a_compiler_may_have_arguments(monkeypatch):
+    """As in CXX="ccache g++"."""
+    monkeypatch.setenv("CXX", f"'{sys.executable}' -c 0")
+    assert build.compiler() == [sys.executable, "-c", "0"]
+    for none in ("no-such-compiler g++", "g++ 'open", "''"):
+        monkeypatch.setenv("CXX", none)
+        assert not build.compiler()
+
+
+def test_a_cache_that_is_no_folder_is_said(elsewhere):
+    (elsewhere / "gemcut").write_text("a file")
+    with pytest.raises(EngineError, match="cannot be written"):
+        build.build()
 
 
 def test_headers_are_wanted(monkeypatch, tmp_path):

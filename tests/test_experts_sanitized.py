@@ -15,7 +15,7 @@ HARNESS = Path(__file__).with_name("experts_harness.cpp")
 FLAGS = ["-std=c++17", "-O0", "-g1", "-fno-sanitize-recover=undefined"]
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or build.compiler() is None, reason="links as compilers on Linux do"
+    sys.platform != "linux" or not build.compiler(), reason="links as compilers on Linux do"
 )
 
 
@@ -28,7 +28,7 @@ def test_nothing_is_found(sanitizer, threads, tmp_path):
     libraries = ggml.library_folder()
     flags = [*FLAGS, f"-fsanitize={sanitizer}", f"-I{build.headers()}"]
     if subprocess.run(
-        [build.compiler() or "c++", *flags, "-x", "c++", "-", "-o", tmp_path / "nothing"],
+        [*build.compiler(), *flags, "-x", "c++", "-", "-o", tmp_path / "nothing"],
         input=b"int main() { return 0; }",
         capture_output=True,
         timeout=60,

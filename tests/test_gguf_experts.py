@@ -22,7 +22,7 @@ from gemcut.gguf_experts import (
     stacks,
 )
 from gemcut.gguf_file import GGUFFile, TensorInfo, Value
-from gemcut.gguf_layout import layouts
+from gemcut.gguf_layout import header, layouts
 from gemcut.gguf_parts import GGUFParts
 from gemcut.gguf_writer import GGUFWriter
 
@@ -147,6 +147,26 @@ def test_experts_that_no_part_has_are_missed(experts, tmp_path):
     first = write(tmp_path / "x.gguf", experts[:-1], split_size=200)
     with pytest.raises(GGUFError, match=r"ffn_down_exps.3.weight is missing"):
         GGUFParts(first)
+
+
+def test_a_part_under_another_name_is_not_whole(experts, tmp_path):
+    """It has some of the experts, and nothing tells where the others are."""
+    lone = write(tmp_path / "x.gguf", experts, split_size=400).rename(tmp_path / "lone.gguf")
+    with GGUFFile(lone) as file:
+        assert not file.stacks
+    with pytest.raises(GGUFError, match=r"ffn_down_exps.\d.weight is missing"):
+        GGUFParts(lone)
+    whole = marked(STOCK) | {"split.count": Value("str", "several")}
+    with GGUFParts(write(tmp_path / "whole.gguf", experts, whole)) as parts:
+        assert parts.stacks.keys() == {STACK}
+
+
+def test_experts_at_one_place_are_refused(experts, tmp_path):
+    """A small file would take the memory of a large one."""
+    path = tmp_path / "bomb.gguf"
+    path.write_bytes(header(marked(STOCK), experts) + bytes(400))
+    with pytest.raises(GGUFError, match="tensors of .* bytes in 400: they overlap"):
+        GGUFFile(path)
 
 
 def _without(number):

@@ -26,7 +26,7 @@ def test_while_modules_are_imported(q4_k_m, module):
         assert any(wanted.fullmatch(line.decode()) for line in process.stderr)
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=PATIENCE)[1].decode()
-    # Where the signal came amid an `exec`, as dataclasses are made by, Python ends itself by it anew.
+    # Where it came amid an `exec`, as dataclasses are made by, Python ends itself by it anew.
     assert process.returncode in (130, -signal.SIGINT)
     assert "Traceback" not in said and "Abort" not in said
 

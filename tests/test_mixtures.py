@@ -254,7 +254,8 @@ def test_where_nothing_else_fits(model, skewed, known):
     """Of a size that is enough for the loss that is allowed only with types per expert."""
     asked = {"bpw": 4.5, "types": QUICK}
     first = make(model, skewed, known, **asked)
-    between = (first.worth.kld + (first.worth.without or 0)) / 2
+    assert first.worth and first.worth.without
+    between = (first.worth.kld + first.worth.without) / 2
 
     found = make(model, skewed, known, **asked, max_kld=between)
 
@@ -311,9 +312,28 @@ def test_types_per_expert_are_on_the_host(model, skewed, known):
     found = mixtures(outcome.plan)
     assert found and all(outcome.plan.tensors[name].device == "cpu" for name in found)
     assert outcome.chosen.decode and outcome.chosen.prefill
+    slower = re.search(r"decode x (0\.\d+), prefill x (0\.\d+); ", str(outcome.worth))
+    wanted = task(model, skewed, known, machine, **asked)
+    whole = replace(wanted, request=replace(wanted.request, per_expert=False))
+    stock = plan_model(whole, alternatives=False)
+    assert stock.chosen.decode and stock.chosen.prefill
+    ratios = (
+        outcome.chosen.decode / stock.chosen.decode,
+        outcome.chosen.prefill / stock.chosen.prefill,
+    )
+    assert slower and [float(each) for each in slower.groups()] == pytest.approx(ratios, rel=0.1)
     asked["rules"] = (Rule("*_exps.weight", (), "gpu"),)
     on_card = make(model, skewed, known, machine, **asked)
     assert not mixtures(on_card.plan) and not on_card.worth.enough
+
+
+def test_without_ram_experts_stay_whole(model, skewed, known):
+    machine = with_limits(named("rtx-4070+ddr5-5600"), None, 0)
+
+    outcome = make(model, skewed, known, machine, prefer="quality", bpw=4.5, types=QUICK)
+
+    assert not mixtures(outcome.plan) and outcome.worth is None
+    assert outcome.notes[-1].startswith("types per expert: such experts live in RAM")
 
 
 def test_what_cannot_be_planned(model, skewed, known):

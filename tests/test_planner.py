@@ -15,10 +15,12 @@ from gemcut.convert.model import Model
 from gemcut.engine import ContextOptions
 from gemcut.errors import BudgetError, GemcutError, PlanError, SensitivityError, UsageError
 from gemcut.gguf_file import GGUFFile, Value
+from gemcut.gguf_layout import file_size
 from gemcut.llama import Context
 from gemcut.llama import Model as Loaded
 from gemcut.plan import Plan
 from gemcut.profile import Processor, Profile
+from gemcut.quantize import choose
 from gemcut.quantize.candidates import error, measured
 from gemcut.quantize.export import layout
 from gemcut.quantize.identity import fingerprint
@@ -635,6 +637,17 @@ def test_what_does_not_fit_is_marked(demo):
 
     assert [point.label for point in outcome.frontier if not point.fits] == ["lossless"]
     assert outcome.gains
+
+
+def test_more_memory_buys_no_larger_file_than_was_asked_for(demo):
+    """The size is of the whole file, and all of the memory is there already."""
+    task = api.make_task(demo, Request(size=5_000_000), machine=pc(), context=CONTEXT)
+    outcome = plan_model(task)
+    header = file_size(task.describe(outcome.plan), choose.infos(demo, outcome.plan))
+    header -= outcome.plan.size
+
+    memory = [gain.point for gain in outcome.gains if "RAM" in gain.what]
+    assert memory and max(point.size for point in memory) + header <= 5_000_000
 
 
 def test_the_same_task_has_the_same_plan_twice(demo):

@@ -82,6 +82,9 @@ def test_inspecting_an_imatrix(tmp_path, q8_0):
     assert is_imatrix(path) and not is_imatrix(q8_0)
     assert "5 chunks of 64 tokens: text.txt" in done.stdout
     assert "worth trying" in " ".join(done.stdout.split())
+    table = [line.split() for line in done.stdout.replace("│", " ").splitlines()]
+    counts = [str(round(told["coverage"][0][name])) for name in ("least", "median", "most")]
+    assert counts in [row[-3:] for row in table]
     assert (5, 2) == (told["chunks"], len(told["coverage"]))
     assert told["coverage"][0]["busiest_quarter"] == pytest.approx(2500 / 2740)
     assert told["routing"]["types_per_expert"]["worth_it"] is True

@@ -1,6 +1,7 @@
 """How experts were used, for people: what `gemcut imatrix` and `gemcut inspect` say of it."""
 
 from collections.abc import Sequence
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -71,13 +72,13 @@ def _table(layers: Sequence["LayerCoverage"]) -> Table:
     for column in table.columns:
         column.justify = "right"
     for each in layers:
-        ordered = sorted(int(count) for count in each.counts)
+        counts = [int(count) for count in each.counts]
         table.add_row(
             str(each.layer),
             str(each.experts),
             str(each.reached),
             f"{each.effective:.1f}",
             f"{each.busiest:.0%}",
-            *(str(ordered[at]) for at in (0, len(ordered) // 2, -1)),
+            *(f"{of(counts):.0f}" for of in (min, median, max)),
         )
     return table

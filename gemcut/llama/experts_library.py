@@ -84,11 +84,11 @@ def library() -> ctypes.CDLL:
         )
     try:
         found = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise EngineError(f"{path} does not load ({error}): run `{BUILD}` again") from error
-    for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(found, name)
-        function.restype, function.argtypes = result, arguments
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(found, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:  # another library has other functions
+        raise EngineError(f"{path} does not load ({error}): delete it and run `{BUILD}`") from error
     _introduce(found)
     return found
 

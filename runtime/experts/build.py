@@ -1,6 +1,7 @@
 """Compile the library that runs files with types per expert, into the user's cache."""
 
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -16,11 +17,17 @@ _PATIENCE = 600  # seconds
 _SHOWN = 400  # characters of what a compiler says
 
 
-def compiler() -> str | None:
-    """The C++ compiler to use: $CXX, or the first of the usual ones that is there."""
-    given = os.environ.get("CXX")
-    names = [given] if given else ["c++", "g++", "clang++"]
-    return next((found for found in map(shutil.which, names) if found), None)
+def compiler() -> list[str]:
+    """The C++ compiler to use, with arguments if $CXX has some; else the first of the usual ones.
+
+    Empty: there is none.
+    """
+    given = os.environ.get("CXX", "").strip()
+    try:
+        commands = [shlex.split(given)] if given else [["c++"], ["g++"], ["clang++"]]
+    except ValueError:  # a quote that is never closed
+        return []
+    return next((command for command in commands if shutil.which(command[0])), [])
 
 
 def is_built() -> bool:
@@ -40,25 +47,27 @@ def build() -> Path:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        compile_into(partial)
-        partial.replace(path)
+        try:
+            compile_into(partial)
+            with partial.open("rb") as made:
+                os.fsync(made.fileno())  # one that is cut short ends the process that loads it
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise EngineError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
 def compile_into(path: Path, more: Sequence[Path] = (), flags: Sequence[str] = _FLAGS) -> None:
     """Compile the library's source, and more, into a file. Raises EngineError as `build` does."""
-    cxx = compiler()
-    if cxx is None:
+    if not (cxx := compiler()):
         raise EngineError(
             "there is no C++ compiler to build the library for types per expert: install one (as "
             "`apt install g++` or `xcode-select --install` does), or name it in $CXX"
         )
     code = [str(source) for source in (*sources(), *more) if source.suffix == ".cpp"]
-    command = [cxx, *flags, f"-I{headers()}", *code, "-o", str(path)]
+    command = [*cxx, *flags, f"-I{headers()}", *code, "-o", str(path)]
     try:
         done = subprocess.run(
             command,
@@ -69,9 +78,9 @@ def compile_into(path: Path, more: Sequence[Path] = (), flags: Sequence[str] = _
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise EngineError(f"{cxx} did not run: {error}") from error
+        raise EngineError(f"{cxx[0]} did not run: {error}") from error
     if done.returncode:
-        raise EngineError(f"{cxx} refused ({' '.join(command)}): {done.stderr[:_SHOWN]}")
+        raise EngineError(f"{cxx[0]} refused ({' '.join(command)}): {done.stderr[:_SHOWN]}")
 
 
 def headers() -> Path:
