@@ -116,7 +116,10 @@ class Experts(Owner):
         return int(table)
 
     def _open(self, path: Path) -> int:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:  # it was there when its header was read
+            raise EngineError(f"{path}: cannot be read: {error.strerror}") from error
         self._files.callback(os.close, file)
         return file
 
