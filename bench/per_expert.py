@@ -22,14 +22,12 @@ from typing import Any
 
 import numpy as np
 from common import FOLDER
-from quality import Doubles, stock_size
+from quality import Doubles, scores, stock_size
 from round_trip import write_returned
 from subjects import PARTS, Subject, spread, subjects
 
 from gemcut import api
 from gemcut.demo.text import held_out_text
-from gemcut.eval.compare import compare
-from gemcut.eval.scope import Means
 from gemcut.eval.statistics.intervals import Estimate, estimates
 from gemcut.eval.texts.text import Text
 from gemcut.plan import Plan
@@ -152,24 +150,6 @@ def written(subject: Subject, size: str, plans: Mapping[str, Plan]) -> dict[str,
         target = api.Target(plan=plan)
         api.quantize_model(subject.model, paths[name], target, subject.importance, subject.threads)
     return paths
-
-
-def scores(
-    subject: Subject,
-    paths: Mapping[str, Path],
-    reference: Path,
-    parts: Sequence[Text],
-    chunks: int,
-) -> dict[str, Doubles]:
-    """Divergence of each file: float64 [chunks], means over the tokens of each."""
-    how = Means(subject.threads)
-    found = compare([*paths.values()], reference, parts, chunks=chunks, means=how)
-    by_chunk = {}
-    for name, row in zip(paths, found.files, strict=True):
-        assert row.scores and row.scores.divergence, row.failure
-        kld = row.scores.divergence.kld.reshape(found.protocol.n_chunks, -1)
-        by_chunk[name] = kld.mean(axis=1)
-    return by_chunk
 
 
 def means(found: Mapping[str, Doubles]) -> dict[str, float]:

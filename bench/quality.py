@@ -86,7 +86,9 @@ def main() -> None:
         written = {mixture: write(subject, mixture, made) for mixture, made in files.items()}
         for name, parts in texts.items():
             found = {
-                mixture: scores(subject, paths, parts, arguments.chunks // PARTS)
+                mixture: scores(
+                    subject, paths, subject.gguf("bf16"), parts, arguments.chunks // PARTS
+                )
                 for mixture, paths in written.items()
             }
             results.append(described(subject, name, files, written, found))
@@ -155,18 +157,20 @@ def write(subject: Subject, mixture: str, files: Files) -> dict[str, Path]:
 
 
 def scores(
-    subject: Subject, paths: Mapping[str, Path], parts: Sequence[Text], chunks: int
+    subject: Subject,
+    paths: Mapping[str, Path],
+    reference: Path,
+    parts: Sequence[Text],
+    chunks: int,
 ) -> dict[str, Doubles]:
-    """Divergence from BF16 by recipe: float64 [chunks], means over the tokens of each."""
-    reference = subject.gguf("bf16")
-    found = compare(
-        [*paths.values()], reference, parts, chunks=chunks, means=Means(subject.threads)
-    )
+    """Divergence of each file: float64 [chunks], means over the tokens of each."""
+    how = Means(subject.threads)
+    found = compare([*paths.values()], reference, parts, chunks=chunks, means=how)
     by_chunk = {}
-    for recipe, row in zip(paths, found.files, strict=True):
+    for name, row in zip(paths, found.files, strict=True):
         assert row.scores and row.scores.divergence, row.failure
         kld = row.scores.divergence.kld.reshape(found.protocol.n_chunks, -1)
-        by_chunk[recipe] = kld.mean(axis=1)
+        by_chunk[name] = kld.mean(axis=1)
     return by_chunk
 
 

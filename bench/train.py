@@ -1,6 +1,6 @@
-"""Train two small Mixture-of-Experts checkpoints of other families than the demo's.
+"""Train small Mixture-of-Experts checkpoints of other families than the demo's.
 
-    PYTHONPATH=. python bench/train.py {qwen3_moe,olmoe} [--minutes 40]      (the `train` extra)
+    PYTHONPATH=. python bench/train.py {qwen3_moe,balanced,olmoe} [--minutes 40]  (`train` extra)
 
 bench/quality.py measures the choice of types on them: a model with random weights loses the same
 with any choice, a trained one does not. They are ordinary checkpoint folders in
@@ -9,8 +9,9 @@ held-out ones). One process, one thread; two may be trained at once. On a CPU, g
 halves the speed unless told to keep its memory: MALLOC_TRIM_THRESHOLD_=17179869184
 MALLOC_MMAP_THRESHOLD_=8589934592.
 
-qwen3_moe is balanced a little, and its experts' width is no multiple of 256; olmoe is not balanced
-at all, and every row of it is as long as a K-quant's block, so no mixture falls back.
+qwen3_moe is balanced a little, and its experts' width is no multiple of 256; balanced is the same
+with a strong balancing loss, so that its experts are used evenly; olmoe is not balanced at all, and
+every row of it is as long as a K-quant's block, so no mixture falls back.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import math
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -54,28 +55,34 @@ COMMON = {
 class Recipe:
     """A model to be: what its config says beside `COMMON`, and the weight of the balancing loss."""
 
+    family: str
     tokenizer: str
     balance: float
     config: Json
 
 
+QWEN3_MOE = Recipe(
+    "qwen3_moe",
+    "qwen2",
+    1e-3,
+    {
+        "num_hidden_layers": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "intermediate_size": 512,
+        "num_experts": 16,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 96,
+        "norm_topk_prob": True,
+        "rope_theta": 1000000.0,
+    },
+)
+
 RECIPES = {
-    "qwen3_moe": Recipe(
-        "qwen2",
-        1e-3,
-        {
-            "num_hidden_layers": 6,
-            "num_key_value_heads": 2,
-            "head_dim": 64,
-            "intermediate_size": 512,
-            "num_experts": 16,
-            "num_experts_per_tok": 4,
-            "moe_intermediate_size": 96,
-            "norm_topk_prob": True,
-            "rope_theta": 1000000.0,
-        },
-    ),
+    "qwen3_moe": QWEN3_MOE,
+    "balanced": replace(QWEN3_MOE, balance=0.05),
     "olmoe": Recipe(
+        "olmoe",
         "olmo",
         0.0,
         {
@@ -102,7 +109,8 @@ def make_model(name: str, tokenizer: Tokenizer, seed: int) -> Any:
     torch.manual_seed(seed)
     end = tokenizer.token_to_id(END)
     tokens = {"bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
-    config = AutoConfig.for_model(name, **COMMON, **RECIPES[name].config, **tokens)
+    recipe = RECIPES[name]
+    config = AutoConfig.for_model(recipe.family, **COMMON, **recipe.config, **tokens)
     return AutoModelForCausalLM.from_config(config)
 
 

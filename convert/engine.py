@@ -23,7 +23,7 @@ from gemcut.convert.derived import derived
 from gemcut.convert.families import FAMILIES
 from gemcut.convert.family import Config, Family, Rule, find
 from gemcut.convert.lazy import Array, stack, stored
-from gemcut.convert.model import STRICT, Model, Reading, Tensor, is_cut
+from gemcut.convert.model import STRICT, Model, Reading, Tensor, is_cut, releasing
 from gemcut.convert.precision import is_quantizable, stays_f32
 from gemcut.convert.transforms import Sizes
 from gemcut.errors import CheckpointError
@@ -89,7 +89,7 @@ def _open_model(checkpoint: Checkpoint, reading: Reading) -> Model:
         files=_own_files(checkpoint.folder),
         identity=checkpoint.files.identity,
         fetch=checkpoint.files.fetch,
-        release=partial(_release, checkpoint, tensors),
+        release=releasing(tensors, checkpoint.shards.release),
     )
 
 
@@ -244,14 +244,6 @@ class _Layout:
         quantizable = is_quantizable(name, array.shape)
         nonfinite = self.reading.nonfinite
         return Tensor(name, array.shape, array.type, build, kept, quantizable, nonfinite, rank)
-
-
-def _release(checkpoint: Checkpoint, tensors: Sequence[Tensor], rank: int) -> None:
-    """Close what is written, and give its memory and its fetched files back."""
-    for tensor in tensors:
-        if tensor.rank < rank:
-            tensor.close()
-    checkpoint.shards.release(rank)
 
 
 @contextmanager

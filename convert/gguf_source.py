@@ -20,7 +20,7 @@ from gemcut.convert.lazy import Array, Encoded, Matrix, Stored
 from gemcut.convert.model import STRICT, Model, Reading, Tensor, is_cut
 from gemcut.convert.precision import is_quantizable
 from gemcut.errors import GGUFError
-from gemcut.gguf_experts import stack_of
+from gemcut.gguf_experts import Stack, together
 from gemcut.gguf_file import GGUFFile, TensorInfo
 from gemcut.gguf_parts import GGUFParts
 from gemcut.plan import METADATA_KEY
@@ -121,17 +121,10 @@ def _tensors(parts: GGUFParts, reading: Reading) -> Iterator[Tensor]:
         for rank, file in enumerate(parts.files)
         for name, info in file.tensors.items()
     }
-    stacked = {info.name for stack in parts.stacks.values() for info in stack.experts[1:]}
-    for name, (_, file, info) in placed.items():
-        if name in stacked:  # with the first of its stack
-            continue
-        stack = parts.stacks.get((stack_of(name) or ("",))[0])
-        if stack is None:
-            found = _Found(name, info.shape, (placed[name],))
-        else:
-            experts = tuple(placed[each.name] for each in stack.experts)
-            found = _Found(stack.name, stack.shape, experts)
-        yield _tensor(file.path, found, reading)
+    for each in together(parts.tensors, parts.stacks):
+        infos = each.experts if isinstance(each, Stack) else (each,)
+        own = tuple(placed[info.name] for info in infos)
+        yield _tensor(own[0][1].path, _Found(each.name, each.shape, own), reading)
 
 
 def _tensor(path: Path, found: _Found, reading: Reading) -> Tensor:

@@ -135,3 +135,19 @@ class Model:
     def weights(self) -> int:
         """Number of weights of all tensors."""
         return sum(tensor.weights for tensor in self.tensors)
+
+
+def releasing(tensors: Sequence[Tensor], source: Callable[[int], None]) -> Callable[[int], None]:
+    """A model's `release`: closes what is written, which would hold on to the source's files.
+
+    Args:
+        source: told the rank then, to give back what was read.
+    """
+
+    def release(rank: int) -> None:
+        for tensor in tensors:
+            if tensor.rank < rank:
+                tensor.close()
+        source(rank)
+
+    return release

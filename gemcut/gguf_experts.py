@@ -8,7 +8,7 @@ instead of missing tensors, or worse. All other keys keep the stock architecture
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -136,6 +136,18 @@ def stacks(tensors: Iterable[TensorInfo], where: str, count: int | None = None) 
             f"{where}: damaged: {min(both)} is there, and so are its experts as single tensors"
         )
     return {name: _stack(name, experts, count, where) for name, experts in found.items()}
+
+
+def together(
+    tensors: Iterable[TensorInfo], stacks: Mapping[str, Stack]
+) -> Iterator[TensorInfo | Stack]:
+    """The tensors of a file as a stock one has them: a stack stands where its first expert did."""
+    for info in tensors:
+        known = stack_of(info.name)
+        if known is None or known[0] not in stacks:
+            yield info
+        elif known[1] == 0:
+            yield stacks[known[0]]
 
 
 def _stack(name: str, experts: Mapping[int, TensorInfo], count: int | None, where: str) -> Stack:

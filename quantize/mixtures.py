@@ -11,15 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from gemcut import ggml
 from gemcut.quantize.choices import Way
+from gemcut.quantize.sample import Doubles, Numbers
 from gemcut.runtime.placement.problem import Option
 from gemcut.tensor_sensitivity import TensorSensitivity
-
-Doubles = npt.NDArray[np.float64]
-Numbers = npt.NDArray[np.int64]
 
 POINTS = 24  # of a stack: what lies between two of them loses up to two percent less than a chord
 _LEAST = 1e-4  # of the largest loss: below it points are not told apart

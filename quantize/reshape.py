@@ -4,15 +4,14 @@ Nothing is read: the new tensors ask the source's for their rows, and add zeros.
 those of the file that is written, the importance's those of the source.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
 from gemcut import ggml
 from gemcut.convert.lazy import Array, Index, Matrix, Numbers, picked
-from gemcut.convert.model import Model, Tensor
+from gemcut.convert.model import Model, Tensor, releasing
 from gemcut.errors import PlanError
 from gemcut.gguf_file import Value
 from gemcut.plan import Plan
@@ -40,7 +39,7 @@ def shaped(model: Model, plan: Plan) -> Model:
         model,
         tensors=tensors,
         metadata={**model.metadata, **change.metadata(model)},
-        release=partial(_release, model, tensors),
+        release=releasing(tensors, model.release),
     )
 
 
@@ -193,11 +192,3 @@ def _padded_type(name: str, old: int, new: int) -> str:
     """The type that rows are in: their own where zeros can be whole blocks behind theirs."""
     kind = ggml.type_named(name)
     return name if kind.fits(old) and kind.fits(new) else "bf16"
-
-
-def _release(model: Model, tensors: Iterable[Tensor], rank: int) -> None:
-    """Close what is written, which would hold on to the source's files, and release these."""
-    for tensor in tensors:
-        if tensor.rank < rank:
-            tensor.close()
-    model.release(rank)

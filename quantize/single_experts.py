@@ -4,13 +4,13 @@ Nothing is read: an expert's tensor asks its stack for one matrix. What a plan p
 become so before; the plan's names and types are those of whole stacks.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 from gemcut import ggml
 from gemcut.convert.lazy import Array
-from gemcut.convert.model import Model, Tensor
+from gemcut.convert.model import Model, Tensor, releasing
 from gemcut.errors import PlanError
 from gemcut.gguf_experts import expert_name, stack_of
 from gemcut.plan import Entry, Plan
@@ -48,7 +48,7 @@ def singled(model: Model, plan: Plan) -> Model:
     if not has_experts(plan):
         return model
     tensors = tuple(new for old in model.tensors for new, _ in written(old, plan.tensors[old.name]))
-    return replace(model, tensors=tensors, release=partial(_release, model, tensors))
+    return replace(model, tensors=tensors, release=releasing(tensors, model.release))
 
 
 def singled_importance(importance: Importance, plan: Plan) -> Importance:
@@ -96,11 +96,3 @@ def _expert(tensor: Tensor, number: int) -> Tensor:
         rank=tensor.rank,
         stack=tensor,
     )
-
-
-def _release(model: Model, tensors: Iterable[Tensor], rank: int) -> None:
-    """Close what is written, which would hold on to its stack, and release these."""
-    for tensor in tensors:
-        if tensor.rank < rank:
-            tensor.close()
-    model.release(rank)

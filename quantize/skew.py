@@ -12,21 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gemcut import ggml
 from gemcut.quantize import candidates
 from gemcut.quantize.coverage import LayerCoverage
 from gemcut.quantize.mixtures import hull
-
-Doubles = npt.NDArray[np.float64]
+from gemcut.quantize.options import LIMITS
+from gemcut.quantize.sample import Doubles
 
 SIZES = (3.0, 4.0, 5.0)  # bits per weight of the experts
 WORTH = 0.9  # the factor below which types per expert are worth it
 # Rows of another text, relative to those counted, that go to any experts alike. So the factors of
 # three tiny models (0.07 to 0.85, with all else exact) were predicted 0.9 to 2 times as large.
 _ELSEWHERE = 0.02
-_LEAST_BPW = 2.0  # as the planner's limits: what is below is not chosen unless it is asked for
 _POINTS = 1000  # of a hull
 _LEAST_ROWS = 32  # an expert's, on average; chance alone looks like skew in fewer
 
@@ -100,7 +98,7 @@ def factor(shares: Sequence[Doubles], bpw: float, importance: bool = True) -> fl
 def _curve(mass: Doubles, importance: bool) -> tuple[list[float], list[float]]:
     """Bits per weight, growing, and the least error for them, of experts that count for so much."""
     names = [*candidates.PLAIN, *(candidates.WITH_IMPORTANCE if importance else ())]
-    kinds = [kind for kind in map(ggml.type_named, names) if kind.bpw >= _LEAST_BPW]
+    kinds = [kind for kind in map(ggml.type_named, names) if kind.bpw >= LIMITS[0]]
     errors = np.array([candidates.error(kind, "bf16", importance) for kind in kinds])
     bits = np.array([kind.bpw for kind in kinds])
     found = hull(mass, errors, bits, _POINTS)

@@ -14,7 +14,8 @@ from gemcut.api.cutting import Target, make_plan, planned_size, quantize_model
 from gemcut.convert.model import Model
 from gemcut.engine import ModelOptions
 from gemcut.errors import EngineError, OutputError
-from gemcut.gguf_file import MAGIC, GGUFFile
+from gemcut.gguf_file import MAGIC
+from gemcut.llama.experts import is_marked
 from gemcut.plan import Plan
 from gemcut.quantize.artefacts import Artefacts
 from gemcut.quantize.identity import VERSION, model_key
@@ -167,8 +168,7 @@ def source_gguf(model: Model) -> Path | None:
     first = min(model.files, default=None)
     if first is None or not all(map(_is_gguf, model.files)):
         return None
-    with GGUFFile(first) as file:
-        return None if file.per_expert else first
+    return None if is_marked(first) else first
 
 
 def _is_gguf(path: Path) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemcut import ggml
-from gemcut.gguf_experts import Stack, stack_of
+from gemcut.gguf_experts import Stack, stack_of, together
 from gemcut.gguf_file import TensorInfo
 from gemcut.gguf_layout import Layout
 from gemcut.gguf_parts import GGUFParts
@@ -75,12 +75,8 @@ def patterns(stacks: Mapping[str, Stack], tensors: Iterable[TensorInfo]) -> list
 
 def _tensors(parts: GGUFParts) -> Iterator[TensorInfo]:
     """Every tensor of the view."""
-    for info in parts.tensors:
-        expert = stack_of(info.name)
-        if expert is None:
-            yield info
-        elif expert[1] == 0:
-            yield _hollow(parts.stacks[expert[0]])
+    for each in together(parts.tensors, parts.stacks):
+        yield _hollow(each) if isinstance(each, Stack) else each
 
 
 def _hollow(stack: Stack) -> TensorInfo:

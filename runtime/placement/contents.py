@@ -2,13 +2,13 @@
 layers. Headers alone are read."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from gemcut.errors import PlanError
-from gemcut.gguf_experts import Stack, stack_of
+from gemcut.gguf_experts import Stack, together
 from gemcut.gguf_file import GGUFFile, TensorInfo, Value
 from gemcut.gguf_parts import GGUFParts
 from gemcut.kv_layout import MAX_BLOCKS
@@ -87,22 +87,14 @@ def contents_of(file: GGUFFile | GGUFParts) -> Contents:
         infos, path = list(file.tensors.values()), file.path
     if not infos or "general.architecture" not in file.metadata:
         raise PlanError(f"{path}: there is no model in it")
-    return Contents(path.name, file.metadata, tuple(_placed(infos, file.stacks)))
+    return Contents(path.name, file.metadata, tuple(map(_placed, together(infos, file.stacks))))
 
 
-def _placed(infos: Sequence[TensorInfo], apart: Mapping[str, Stack]) -> Iterator[Placed]:
-    """The tensors as llama.cpp has them: experts that are apart in the file are one."""
-    for info in infos:
-        known = stack_of(info.name)
-        if known is None or known[0] not in apart:
-            yield Placed(info.name, info.type.name, info.nbytes, info.weights, HOST)
-        elif known[1] == 0:
-            yield _stacked(apart[known[0]])
-
-
-def _stacked(stack: Stack) -> Placed:
+def _placed(found: TensorInfo | Stack) -> Placed:
+    if isinstance(found, TensorInfo):
+        return Placed(found.name, found.type.name, found.nbytes, found.weights, HOST)
     sizes: Counter[str] = Counter()
-    for info in stack.experts:
+    for info in found.experts:
         sizes[info.type.name] += info.nbytes
     kinds = tuple(sizes.most_common())
-    return Placed(stack.name, kinds[0][0], stack.nbytes, stack.weights, HOST, kinds=kinds)
+    return Placed(found.name, kinds[0][0], found.nbytes, found.weights, HOST, kinds=kinds)
