@@ -9,9 +9,9 @@ held-out ones). One process, one thread; two may be trained at once. On a CPU, g
 halves the speed unless told to keep its memory: MALLOC_TRIM_THRESHOLD_=17179869184
 MALLOC_MMAP_THRESHOLD_=8589934592.
 
-qwen3_moe is balanced a little, and its experts' width is no multiple of 256; balanced is the same
-with a strong balancing loss, so that its experts are used evenly; olmoe is not balanced at all, and
-every row of it is as long as a K-quant's block, so no mixture falls back.
+qwen3_moe is balanced a little, and its experts' width is no multiple of 256; balanced is that model
+trained further with a strong balancing loss, so that its experts are used evenly; olmoe is not
+balanced at all, and every row of it is as long as a K-quant's block, so no mixture falls back.
 """
 
 import argparse
@@ -59,6 +59,7 @@ class Recipe:
     tokenizer: str
     balance: float
     config: Json
+    start: str | None = None  # the trained model that it begins with
 
 
 QWEN3_MOE = Recipe(
@@ -80,7 +81,7 @@ QWEN3_MOE = Recipe(
 
 RECIPES = {
     "qwen3_moe": QWEN3_MOE,
-    "balanced": replace(QWEN3_MOE, balance=0.05),
+    "balanced": replace(QWEN3_MOE, balance=0.05, start="qwen3_moe"),
     "olmoe": Recipe(
         "olmoe",
         "olmo",
@@ -226,9 +227,10 @@ def train(options: argparse.Namespace) -> None:
     """Train for a wall time with a warm-up and a linear decay, then write the checkpoint."""
     recipe, seed = RECIPES[options.name], options.seed
     folder = FOLDER / f"tiny-{options.name}"
+    start = folder if options.resume else recipe.start and FOLDER / f"tiny-{recipe.start}"
     document, tokenizer = make_tokenizer(recipe)  # always the same
-    if options.resume:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if start:
+        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     else:
         model = make_model(options.name, tokenizer, seed)
     model, stream = prepared(model), token_stream(tokenizer, seed)

@@ -1,14 +1,14 @@
 """A GGUF on the Hub in place of a file, from a stand-in for the Hub on the loopback interface."""
 
 import pytest
-from huggingface_hub import close_session, constants
+from huggingface_hub import constants
 
 from gemcut import api
 from gemcut.convert import transfer
 from gemcut.convert.hub_gguf import fetch_gguf, repository_and_file
 from gemcut.convert.listing import Place
 from gemcut.errors import CheckpointError
-from tests.hub_server import COMMIT, Repository, serve
+from tests.hub_server import COMMIT, Repository
 
 NAME = "someone/small-GGUF"
 ONE, OTHER = "small-Q4_K_M.gguf", "small-IQ4_K_M.gguf"
@@ -24,19 +24,10 @@ FILES = {
 
 
 @pytest.fixture
-def server(monkeypatch, tmp_path):
+def server(empty_hub):
     """The stand-in with a repository of finished files."""
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    monkeypatch.setattr(transfer, "PAUSE", 0)
-    with serve() as server:
-        server.repositories[NAME] = Repository(dict(FILES))
-        yield server
-    close_session()
+    empty_hub.repositories[NAME] = Repository(dict(FILES))
+    return empty_hub
 
 
 @pytest.fixture
