@@ -14,12 +14,17 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from common import FOLDER, GEMCUT, Run, demo_file, demo_text, measure, peer
+from common import FOLDER, GEMCUT, Cell, Run, Table, demo_file, demo_text, measure, peer, record
 
 from gemcut import api
 from gemcut.gguf_file import GGUFFile
 from gemcut.quantize.importance import importance_for
 from gemcut.quantize.statistics import Statistics, read_statistics
+
+CLAIM = (
+    "`gemcut imatrix` collects what llama-imatrix does, and the tied embedding besides; files of "
+    "either serve either."
+)
 
 
 def main() -> None:
@@ -44,18 +49,22 @@ def main() -> None:
     for _ in range(arguments.runs):
         for name, command in commands.items():
             runs[name].append(measure([*command, str(files[name])]))
-    print(f"{'':10} {'wall s':>8} {'CPU s':>8} {'MiB':>8}")
+    rows: list[list[Cell]] = []
     for name, done in runs.items():
         wall, cpu, memory = (
             median(getattr(run, field) for run in done) for field in ("wall", "cpu", "memory")
         )
-        print(f"{name:10} {wall:8.2f} {cpu:8.2f} {memory / 2**20:8.0f}")
-    _compare(*(read_statistics(files[name]) for name in commands))
-    _use(model, files["gemcut"])
+        rows.append([name, wall, cpu, memory / 1e6])
+    title = f"{arguments.chunks} chunks of {arguments.n_ctx}, {arguments.threads} threads"
+    taken = Table(title, ("program", "wall s", "CPU s", "memory MB"), rows)
+    both = [read_statistics(files[name]) for name in commands]
+    notes = *_compare(*both), _use(model, files["gemcut"])
+    print(taken, *notes, sep="\n")
+    record("imatrix", CLAIM, [taken], notes)
 
 
-def _compare(ours: Statistics, theirs: Statistics) -> None:
-    """Print what differs, entry by entry."""
+def _compare(ours: Statistics, theirs: Statistics) -> tuple[str, str]:
+    """What differs, entry by entry, in words."""
     only = sorted(ours.entries.keys() ^ theirs.entries.keys())
     worst, counts = 0.0, 0.0
     for name in ours.entries.keys() & theirs.entries.keys():
@@ -64,11 +73,13 @@ def _compare(ours: Statistics, theirs: Statistics) -> None:
         relative = np.abs(a.sums - sums) / np.maximum(sums, np.finfo(np.float32).tiny)
         worst = max(worst, float(relative.max()))
         counts = max(counts, float(np.abs(a.counts - b.counts).max()))
-    print(f"{len(ours.entries)} entries; in one of the two files only: {', '.join(only) or 'none'}")
-    print(f"largest relative difference of a sum {worst:.1e}, of a count {counts:.0f} rows")
+    return (
+        f"{len(ours.entries)} entries; in one of the two files only: {', '.join(only) or 'none'}",
+        f"largest relative difference of a sum {worst:.1e}, of a count {counts:.0f} rows",
+    )
 
 
-def _use(model: Path, imatrix: Path) -> None:
+def _use(model: Path, imatrix: Path) -> str:
     """Cut with the file, by llama.cpp and by gemcut in its way, and compare the tensors."""
     theirs, ours = FOLDER / "imatrix-theirs-q4_k_m.gguf", FOLDER / "imatrix-ours-q4_k_m.gguf"
     command = [str(peer("llama-quantize")), "--imatrix", str(imatrix)]
@@ -78,7 +89,7 @@ def _use(model: Path, imatrix: Path) -> None:
     api.quantize_model(source, ours, api.Target("Q4_K_M"), importance, threads=1)
     with GGUFFile(ours) as a, GGUFFile(theirs) as b:
         same = [bytes(a.rows(name).data) == bytes(b.rows(name).data) for name in b.tensors]
-    print(f"Q4_K_M with gemcut's file: {sum(same)} of {len(same)} tensors are llama-quantize's")
+    return f"Q4_K_M with gemcut's file: {sum(same)} of {len(same)} tensors are llama-quantize's"
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 Two environments, because torch and llama.cpp need not be installed together:
 
     python bench/logits.py reference CHECKPOINT TEXT OUT.npz    torch + transformers
-    python bench/logits.py compare MODEL.gguf OUT.npz           gemcut
+    python bench/logits.py compare OUT.npz MODEL.gguf ...       gemcut
     python bench/logits.py fixture CHECKPOINT TEXT OUT.npz      a small one, for the tests
 
 TEXT is a file, or `held-out` for the demo's evaluation text. transformers runs in float32 with
 eager attention. Windows of one context each begin with BOS, and every position is compared, with
-no truncation. `compare` also checks that llama.cpp cuts the text into the same tokens.
+no truncation, as the file runs and without flash attention. `compare` also checks that llama.cpp
+cuts the text into the same tokens.
 """
 
 import argparse
@@ -20,6 +21,17 @@ import numpy as np
 
 from gemcut.demo.text import held_out_text
 from gemcut.score import log_softmax
+
+CLAIM = "A converted file computes what transformers computes with the checkpoint."
+WAYS: dict[str, dict[str, Any]] = {
+    "no flash attention, keys and values in F32": {
+        "flash_attention": False,
+        "type_k": "f32",
+        "type_v": "f32",
+    },
+    "as it runs": {},
+}
+COLUMNS = ("file", "", "positions", "mean KLD", "median", "99 %", "largest", "same top")
 
 
 def main() -> None:
@@ -34,11 +46,8 @@ def main() -> None:
         command.add_argument("--n-ctx", type=int, default=512 if name == "reference" else 256)
         command.set_defaults(verb=verb)
     command = verbs.add_parser("compare")
-    command.add_argument("model", type=Path)
     command.add_argument("reference", type=Path)
-    command.add_argument(
-        "--exact", action="store_true", help="no flash attention, keys and values in float32"
-    )
+    command.add_argument("models", nargs="+", type=Path)
     command.set_defaults(verb=compare)
     arguments = parser.parse_args()
     arguments.verb(arguments)
@@ -74,17 +83,29 @@ def write_coded(output: Path, windows: Any, log_p: Any) -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Print how far a GGUF's distributions are from the reference's, per position."""
+    """Print how far GGUFs' distributions are from the reference's, per position."""
+    from common import Table, record
+
+    reference = np.load(arguments.reference)
+    rows = [
+        [path.name, how, *_compared(path, reference, changes)]
+        for path in arguments.models
+        for how, changes in WAYS.items()
+    ]
+    table = Table("", COLUMNS, rows)
+    print(table)
+    record("logits", CLAIM, [table])
+
+
+def _compared(path: Path, reference: Any, changes: dict[str, Any]) -> list[int | str]:
+    """Of one file in one way: number of positions, divergences, how often the top is the same."""
     from gemcut.engine import ContextOptions
     from gemcut.llama import Context, Model
 
-    reference = np.load(arguments.reference)
     windows, log_p = reference["windows"], reference["log_p"]
-    options = ContextOptions(n_ctx=windows.shape[1])
-    if arguments.exact:
-        options = replace(options, flash_attention=False, type_k="f32", type_v="f32")
+    options = replace(ContextOptions(n_ctx=windows.shape[1]), **changes)
     kld, same = [], []
-    with Model.load(arguments.model) as model, Context(model, options) as context:
+    with Model.load(path) as model, Context(model, options) as context:
         ids = model.tokenize(str(reference["text"]), add_special=False)
         equal = np.array_equal(ids, reference["ids"])
         print(f"tokens of the text: {len(ids)}, equal to transformers': {equal}")
@@ -94,12 +115,9 @@ def compare(arguments: argparse.Namespace) -> None:
             kld.append((np.exp(p, dtype=np.float64) * (p - q)).sum(axis=1))
             same.append(p.argmax(axis=1) == q.argmax(axis=1))
     divergence, agreement = np.concatenate(kld), np.concatenate(same)
-    median, p99, most = np.quantile(divergence, [0.5, 0.99, 1])
-    print(
-        f"{arguments.model.name}: {len(divergence)} positions: mean KLD {divergence.mean():.3e}, "
-        f"median {median:.3e}, 99 % {p99:.3e}, max {most:.3e}, "
-        f"top-1 {100 * agreement.mean():.2f} %"
-    )
+    found = divergence.mean(), *np.quantile(divergence, [0.5, 0.99, 1])
+    figures = [f"{each:.1e}" for each in found]
+    return [len(divergence), *figures, f"{100 * agreement.mean():.2f} %"]
 
 
 def _transformers(arguments: argparse.Namespace) -> tuple[str, Any, Any, Any]:

@@ -16,14 +16,16 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
-from common import CHECKPOINT, FOLDER
+from common import CHECKPOINT, FOLDER, Cell, Table, record
 
 from gemcut import api, ggml
 from gemcut.convert.model import Model
 from tests import checkpoints
 
+CLAIM = "Cutting takes a few hundred megabytes of memory, whatever the model's size."
+COLUMNS = ("model", "type", "source GB", "written GB", "CPU s", "peak memory MB")
 MODELS = {"26B-A4B": checkpoints.REAL, "120B-A15B": checkpoints.LARGE}
 
 
@@ -39,6 +41,7 @@ def main() -> None:
         return
     base = _in_child({"folder": None})
     print(f"interpreter and libraries: {base['memory'] / 1e6:.0f} MB")
+    rows: list[list[Cell]] = []
     for name in arguments.models:
         folder = checkpoint(name)
         for kind in arguments.types:
@@ -48,6 +51,11 @@ def main() -> None:
                 f"{found['written'] / 1e9:.1f} GB written in {found['seconds']:.0f} s, "
                 f"opened in {found['opened']:.1f} s; peak {found['memory'] / 1e6:.0f} MB"
             )
+            sizes = found["source"] / 1e9, found["written"] / 1e9
+            rows.append([name, kind, *sizes, found["cpu"], found["memory"] / 1e6])
+    blocks = f"{arguments.layers} blocks of each model" if arguments.layers else "whole models"
+    note = f"Interpreter and libraries alone take {base['memory'] / 1e6:.0f} MB."
+    record("memory", CLAIM, [Table(blocks, COLUMNS, rows)], [note])
 
 
 def cut(folder: str | None, kind: str = "", layers: int | None = None) -> dict[str, float]:
@@ -73,6 +81,7 @@ def cut(folder: str | None, kind: str = "", layers: int | None = None) -> dict[s
         "written": written,
         "opened": opened,
         "seconds": perf_counter() - start,
+        "cpu": process_time(),
         "memory": _peak(),
     }
 

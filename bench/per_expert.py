@@ -1,16 +1,15 @@
 """What a type for every single expert is worth: KL divergence at equal bytes, against one a tensor.
 
-    PYTHONPATH=. python bench/per_expert.py [--models demo ...] [--sizes Q3_K_M ...] [--real]
+    OMP_NUM_THREADS=1 PYTHONPATH=. python bench/per_expert.py [--models demo ...] [--real]
 
 Both plans are the planner's own for the size of a stock mixture, by the same measured sensitivity;
 "equal bytes" are those of the whole file, its plan and table of tensors included. Importance and
 sensitivity are measured on text of the kind that is scored, but on no part of it (subjects.py).
 Values are simulated: every weight goes through its type and back, and is written in F32
-(round_trip.py), so that nothing has to run the types. With --real the files themselves are scored,
-too. These also round activations, which takes the divergence of a file from its own simulation:
-"agreement" is what a file loses, relative to that and the simulation's divergence together.
-Divergences are from the checkpoint in F32, ratios have 95 % intervals, paired over chunks.
-build/bench/per-expert.json has all numbers.
+(round_trip.py); activations are rounded as the type's kernels would (rounding.py). So nothing has
+to run the types. With --real the files themselves are scored, too; "agreement" is what they lose,
+relative to their simulation. Divergences are from the checkpoint in F32, ratios have 95 %
+intervals, paired over chunks. build/bench/per-expert.json has all numbers.
 """
 
 import argparse
@@ -21,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import FOLDER
+from common import FOLDER, SHOW, Cell, Table, record
 from quality import Doubles, scores, stock_size
 from round_trip import write_returned
+from rounding import rounded_scores
 from subjects import PARTS, Subject, spread, subjects
 
 from gemcut import api
@@ -39,6 +39,28 @@ from gemcut.quantize.skew import skew
 
 SIZES = ("iq3_xxs", "q3_k_m", "iq4_xs", "q4_k_m")
 TENSOR, EXPERT = "tensor", "expert"
+CLAIM = (
+    "Where routing is skewed, a type for every single expert loses less than half of what the best "
+    "types per tensor lose in as many bytes; where it is even, little is gained."
+)
+COLUMNS = (
+    "model",
+    "size of",
+    "bytes, per tensor",
+    "per expert",
+    "stacks with types per expert",
+    "simulated KLD, per tensor",
+    "per expert",
+    "files' KLD, per tensor",
+    "per expert",
+    "predicted ratio",
+    "simulated ratio",
+    "files' ratio",
+)
+NOTES = (
+    "Simulated: every weight goes through its type and back, all is computed in F32, and "
+    "activations are rounded as the types' kernels do it. Files: as they run.",
+)
 RESULT = FOLDER / "per-expert.json"
 
 
@@ -57,7 +79,6 @@ class Result:
     ratio: Estimate
     real: Mapping[str, float] | None = None
     real_ratio: Estimate | None = None
-    rounding: Mapping[str, float] | None = None  # the part of activations in `real`
 
 
 def main() -> None:
@@ -68,7 +89,10 @@ def main() -> None:
     parser.add_argument("--probe-chunks", type=int, default=16)
     parser.add_argument("--real", action="store_true", help="score the files themselves, too")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(SHOW, action="store_true", help="record what was measured before, alone")
     arguments = parser.parse_args()
+    if arguments.show:
+        return report()
     parts = spread("held-out modules", held_out_text())
     for subject in subjects(arguments.models, arguments.threads, arguments.probe_chunks):
         print(f"\n{subject.name}: {routing(subject)}\n\n{HEAD}", flush=True)
@@ -76,6 +100,21 @@ def main() -> None:
             found = measured(subject, size, parts, arguments.chunks // PARTS, arguments.real)
             keep(asdict(found))
             print(line(found), flush=True)
+    report()
+
+
+def report() -> None:
+    """Record all that was ever measured here."""
+    rows: list[list[Cell]] = []
+    for one in json.loads(RESULT.read_text()):
+        ends = [
+            [each["value"], each["low"], each["high"]] if each else None
+            for each in (one["ratio"], one["real_ratio"])
+        ]
+        files = *one["bytes"].values(), f"{one['singles']} of {one['stacks']}"
+        klds = *one["kld"].values(), *(one["real"] or dict.fromkeys(one["kld"])).values()
+        rows.append([one["model"], one["size"], *files, *klds, one["predicted"], *ends])
+    record("per-expert", CLAIM, [Table("", COLUMNS, rows)], NOTES, RESULT.stat().st_mtime)
 
 
 def keep(result: Mapping[str, Any]) -> None:
@@ -101,16 +140,11 @@ def measured(subject: Subject, size: str, parts: Sequence[Text], chunks: int, re
     room = stock_size(subject, stock)
     outcomes = {name: planned(subject, room, name == EXPERT) for name in (TENSOR, EXPERT)}
     plans = {name: outcome.plan for name, outcome in outcomes.items()}
-    values = simulated(subject, size, plans)
-    found = scores(subject, values, subject.gguf("f32"), parts, chunks)
-    own, rounding = None, None
+    values, reference = simulated(subject, size, plans), subject.gguf("f32")
+    found = rounded_scores(values, reference, parts, chunks, subject.threads)
+    own = None
     if real:
-        files = written(subject, size, plans)
-        own = scores(subject, files, subject.gguf("f32"), parts, chunks)
-        rounding = {
-            name: means(scores(subject, {name: path}, values[name], parts, chunks))[name]
-            for name, path in files.items()
-        }
+        own = scores(subject, written(subject, size, plans), reference, parts, chunks)
     routed = [entry for name, entry in plans[EXPERT].tensors.items() if "_exps." in name]
     return Result(
         subject.name,
@@ -124,7 +158,6 @@ def measured(subject: Subject, size: str, parts: Sequence[Text], chunks: int, re
         ratio(found),
         means(own) if own else None,
         ratio(own) if own else None,
-        rounding,
     )
 
 
@@ -135,12 +168,14 @@ def planned(subject: Subject, room: int, per_expert: bool) -> Outcome:
     return plan_model(task, alternatives=False)
 
 
-def simulated(subject: Subject, size: str, plans: Mapping[str, Plan]) -> dict[str, Path]:
-    """Files in F32 that hold what these plans' files would."""
-    paths = {name: subject.path(f"{size}-{name}-returned.gguf") for name in plans}
-    for name, plan in plans.items():
-        write_returned(subject.model, plan, subject.importance, paths[name], subject.threads)
-    return paths
+def simulated(
+    subject: Subject, size: str, plans: Mapping[str, Plan]
+) -> dict[str, tuple[Path, Plan]]:
+    """Files in F32 that hold what these plans' files would, with the plans."""
+    found = {name: (subject.path(f"{size}-{name}-returned.gguf"), plans[name]) for name in plans}
+    for path, plan in found.values():
+        write_returned(subject.model, plan, subject.importance, path, subject.threads)
+    return found
 
 
 def written(subject: Subject, size: str, plans: Mapping[str, Plan]) -> dict[str, Path]:
@@ -148,7 +183,9 @@ def written(subject: Subject, size: str, plans: Mapping[str, Plan]) -> dict[str,
     paths = {name: subject.path(f"{size}-by-{name}.gguf") for name in plans}
     for name, plan in plans.items():
         target = api.Target(plan=plan)
-        api.quantize_model(subject.model, paths[name], target, subject.importance, subject.threads)
+        api.quantize_model(
+            subject.model, paths[name], target, subject.importance, threads=subject.threads
+        )
     return paths
 
 
@@ -172,9 +209,9 @@ HEAD = (
 def line(found: Result) -> str:
     """A result as a row of Markdown."""
     own = agreement = ""
-    if found.real and found.real_ratio and found.rounding:
+    if found.real and found.real_ratio:
         own = spoken(found.real_ratio)
-        each = (found.real[n] / (found.kld[n] + found.rounding[n]) for n in (TENSOR, EXPERT))
+        each = (found.real[name] / found.kld[name] for name in (TENSOR, EXPERT))
         agreement = ", ".join(f"{share:.3f}" for share in each)
     cells = [
         found.size,

@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from common import demo_file, demo_text, peer
+from common import Cell, Table, demo_file, demo_text, peer, record
 
 from gemcut.eval.compare import compare, compare_with_base
 from gemcut.eval.comparison import Row
@@ -25,6 +25,8 @@ from gemcut.eval.files import select
 from gemcut.eval.scope import Means, Scope
 from gemcut.eval.texts.text import Text
 
+CLAIM = "`gemcut eval` finds what llama-perplexity finds, to four digits and more."
+COLUMNS = ("file", "", "llama-perplexity", "over its logits", "in lockstep", "differs by")
 _NUMBERS = {
     "perplexity": re.compile(r"(?:Final estimate: PPL =|Mean PPL\(Q\) +:) +([\d.]+)"),
     "KLD": re.compile(r"Mean +KLD: +([-\d.]+)"),
@@ -55,16 +57,17 @@ def main() -> None:
     text = [Text.read(arguments.text)]
     how = arguments.n_ctx, arguments.chunks, Scope(floor=8), means
     live = compare(arguments.models, arguments.reference, text, *how)
-    print(f"{'file':24} {'':14} {'llama.cpp':>11} {'same base':>11} {'lockstep':>11} {'':>9}")
+    rows: list[list[Cell]] = []
     for theirs, same, own in zip(peers, over_base.files, live.files, strict=True):
         for name, number in theirs.items():
             ours = [_numbers(each)[name] for each in (same, own)]
-            print(
-                f"{own.column.name:24} {name:14} {number:11.6f} {ours[0]:11.6f} {ours[1]:11.6f} "
-                f"{ours[1] / number - 1:+9.1e}"
-            )
+            figures = [f"{each:.6f}" for each in (number, *ours)]
+            rows.append([own.column.name, name, *figures, f"{ours[1] / number - 1:+.1e}"])
     floor = live.floor and live.floor.summary and live.floor.summary.kld
-    print(f"noise floor of the reference: mean KLD {floor.value if floor else 0:.2e}")
+    note = f"noise floor of the reference: mean KLD {floor.value if floor else 0:.2e}"
+    table = Table(f"{arguments.chunks} chunks of {arguments.n_ctx}", COLUMNS, rows)
+    print(table, note, sep="\n")
+    record("perplexity", CLAIM, [table], [note])
 
 
 def _numbers(row: Row) -> dict[str, float]:

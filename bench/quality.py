@@ -27,8 +27,9 @@ from typing import Any
 
 import numpy as np
 import target_bpw
-from common import FOLDER
+from common import FOLDER, SHOW, record
 from numpy.typing import NDArray
+from quality_tables import CLAIM, NOTES, files, ratios, summary
 from subjects import PARTS, Subject, spread, subjects
 
 from gemcut import api, ggml
@@ -49,6 +50,7 @@ STOCK, OURS, PEER = "stock", ("measured", "errors", "priors"), "#15550"
 RECIPES = (*OURS, PEER)
 RESAMPLES = 4000
 RESULT = FOLDER / "quality.json"
+HELD_OUT = "held-out modules"
 _FUSED = re.compile(r"ffn_(gate|up)_exps\.weight")
 
 Doubles = NDArray[np.float64]
@@ -63,9 +65,6 @@ class Ratio:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{self.value:.2f} ({self.low:.2f}-{self.high:.2f})"
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
@@ -75,15 +74,17 @@ def main() -> None:
     parser.add_argument("--probe-chunks", type=int, default=16)
     parser.add_argument("--built-in", action="store_true", help="measure on the built-in text")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(SHOW, action="store_true", help="what was measured before, alone")
     arguments = parser.parse_args()
-    texts = {"held-out modules": spread("held-out modules", held_out_text())}
+    if arguments.show:
+        return report()
+    texts = {HELD_OUT: spread(HELD_OUT, held_out_text())}
     for path in arguments.text:
         texts[path.name] = spread(path.name, Text.read(path).content)
-    results: list[dict[str, Any]] = []
     measuring = arguments.threads, arguments.probe_chunks, arguments.built_in
     for subject in subjects(arguments.models, *measuring):
-        files = {mixture: plans(subject, mixture) for mixture in MIXTURES}
-        written = {mixture: write(subject, mixture, made) for mixture, made in files.items()}
+        made = {mixture: plans(subject, mixture) for mixture in MIXTURES}
+        written = {mixture: write(subject, mixture, of) for mixture, of in made.items()}
         for name, parts in texts.items():
             found = {
                 mixture: scores(
@@ -91,10 +92,20 @@ def main() -> None:
                 )
                 for mixture, paths in written.items()
             }
-            results.append(described(subject, name, files, written, found))
-            print(table(results[-1]), flush=True)
-            keep(results[-1])
-    print(summary(results))
+            result = described(subject, name, made, written, found)
+            print(f"\n{ratios(result)}", flush=True)
+            keep(result)
+    report()
+
+
+def report() -> None:
+    """Print and record all that was ever measured here."""
+    found = json.loads(RESULT.read_text())
+    found.sort(key=lambda each: (each["text"] != HELD_OUT, each["model"]))
+    seen = [each for each in found if (each["model"], each["text"]) == ("demo", HELD_OUT)]
+    tables = [summary(found), *map(ratios, found), *map(files, seen)]
+    print("\n\n".join(map(str, tables)))
+    record("quality", CLAIM, tables, NOTES, RESULT.stat().st_mtime)
 
 
 def keep(result: dict[str, Any]) -> None:
@@ -151,7 +162,7 @@ def write(subject: Subject, mixture: str, files: Files) -> dict[str, Path]:
         paths[recipe] = subject.path(f"{mixture}-{recipe.strip('#')}.gguf")
         target = api.Target(plan=plan)
         api.quantize_model(
-            subject.model, paths[recipe], target, subject.importance, subject.threads
+            subject.model, paths[recipe], target, subject.importance, threads=subject.threads
         )
     return paths
 
@@ -238,41 +249,6 @@ def predicted(subject: Subject, plan: Plan) -> float:
         fits = ggml.type_named(entry.type).fits(columns[source.partition("#")[0]])
         types[source] = entry.type if fits else f"{entry.type}@{entry.padded_to}"
     return subject.sensitivity.predict(types)[0]
-
-
-def table(result: Mapping[str, Any]) -> str:
-    """One model on one text as Markdown."""
-    lines = [
-        f"\n{result['model']}, {result['text']} ({result['chunks']} chunks of 512 tokens):\n",
-        f"| size of | bytes | KLD stock | {' | '.join(RECIPES)} |",
-        "|---|---:|---:|" + "---:|" * len(RECIPES),
-    ]
-    for mixture in (*MIXTURES, "mean"):
-        cells = [str(Ratio(**result["ratios"][recipe][mixture])) for recipe in RECIPES]
-        head = ["geometric mean", "", ""]
-        if mixture in MIXTURES:
-            kld = result["files"][mixture][STOCK]["kld"]
-            head = [mixture.upper(), f"{result['stock_bytes'][mixture]:,}", f"{kld:.5f}"]
-        lines.append(f"| {' | '.join([*head, *cells])} |")
-    return "\n".join(lines)
-
-
-def summary(results: Sequence[Mapping[str, Any]]) -> str:
-    """The geometric means over the sizes, and the worst of them, as Markdown."""
-    lines = [
-        "\nDivergence relative to the stock file of the same size: geometric mean over seven "
-        "sizes with its 95 % interval, and the worst size:\n",
-        f"| model | text | {' | '.join(RECIPES)} |",
-        "|---|---|" + "---|" * len(RECIPES),
-    ]
-    for result in results:
-        cells = [result["model"], result["text"]]
-        for recipe in RECIPES:
-            ratios = result["ratios"][recipe]
-            worst = max(MIXTURES, key=lambda m: ratios[m]["value"])
-            cells.append(f"{Ratio(**ratios['mean'])}, {ratios[worst]['value']:.2f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

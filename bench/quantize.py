@@ -10,13 +10,20 @@ Where other programs are at work, the CPU time says more than the wall's.
 
 import argparse
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-from common import CHECKPOINT, FOLDER, GEMCUT, Run, measure, peer
+from common import CHECKPOINT, FOLDER, GEMCUT, Cell, Run, Table, measure, peer, record
 
 from gemcut.gguf_file import GGUFFile
+
+CLAIM = (
+    "`gemcut quantize --type` makes llama-quantize's files, byte for byte, straight from the "
+    "checkpoint and in less time."
+)
+COLUMNS = ("type", "program", "wall s", "CPU s", "memory MB", "tensors")
 
 
 def main() -> None:
@@ -27,19 +34,28 @@ def main() -> None:
     parser.add_argument("-t", "--threads", default="2")
     arguments = parser.parse_args()
     folder = FOLDER / "quantize"
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run has left
+    folder.mkdir(parents=True)
     plain = arguments.source
     if plain.is_dir():
         plain = folder / "plain.gguf"
         source = str(arguments.source)
         made = measure([*GEMCUT, "convert", source, "-o", str(plain), "-t", arguments.threads])
         print(f"convert to BF16: {_figures([made])}")
+    found: list[Sequence[Cell]] = []
     for kind in arguments.types:
-        _compare(arguments.source, plain, folder, kind, arguments.threads, arguments.runs)
+        where = arguments.source, plain, folder
+        found += _compare(*where, kind, arguments.threads, arguments.runs)
     shutil.rmtree(folder)
+    name = "the demo's model" if arguments.source == CHECKPOINT else arguments.source.name
+    title = f"{name}, {arguments.threads} threads, the median of {arguments.runs}"
+    suffix = "" if arguments.source == CHECKPOINT else f"-{name}"
+    record(f"quantize{suffix}", CLAIM, [Table(title, COLUMNS, found)])
 
 
-def _compare(source: Path, plain: Path, folder: Path, kind: str, threads: str, runs: int) -> None:
+def _compare(
+    source: Path, plain: Path, folder: Path, kind: str, threads: str, runs: int
+) -> Iterator[Sequence[Cell]]:
     ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
     own = [*GEMCUT, "quantize", str(source), "-o", str(ours), "--type", kind, "-t", threads]
     other = [str(peer("llama-quantize")), str(plain), str(theirs), kind, threads]
@@ -49,10 +65,15 @@ def _compare(source: Path, plain: Path, folder: Path, kind: str, threads: str, r
             path.unlink(missing_ok=True)
             found.append(measure(command))
     print(f"{kind:8} gemcut         {_figures(done[0])}")
-    print(f"{'':8} llama-quantize {_figures(done[1])}; same tensors: {_same(ours, theirs)}")
+    same = _same(ours, theirs)
+    print(f"{'':8} llama-quantize {_figures(done[1])}; same tensors: {same}")
     times = [[median(getattr(run, what) for run in each) for each in done] for what in _TIMES]
     wall, cpu = (theirs / ours for ours, theirs in times)
     print(f"{'':8} gemcut is {wall:.2f} times as fast, with {1 / cpu:.2f} times the CPU time")
+    for name, each in zip(("gemcut", "llama-quantize"), done, strict=True):
+        middle = [median(getattr(run, what) for run in each) for what in _TIMES]
+        memory = max(run.memory for run in each)
+        yield kind, name, *middle, memory / 1e6, "the same bytes" if same else "differ"
 
 
 _TIMES = ("wall", "cpu")

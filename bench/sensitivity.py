@@ -13,11 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from common import FOLDER
+from common import FOLDER, Cell, Table, record
 from numpy.typing import NDArray
 from quality import RESULT
 
 Doubles = NDArray[np.float64]
+CLAIM = (
+    "What `gemcut measure --probe` predicts of a whole file, in whatever types, is what the file "
+    "loses on text that it was not measured on."
+)
+COLUMNS = ("model", "text", "files", "rank correlation", "after one fit", "largest factor off")
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,17 @@ def main() -> None:
     if not RESULT.exists():
         raise SystemExit(f"no {RESULT}: run bench/quality.py first")
     found: list[dict[str, Any]] = json.loads(RESULT.read_text())
+    rows: list[list[Cell]] = []
     for result in found:
         cuts = files(result)
         predicted = np.array([cut.predicted for cut in cuts])
         fit = Fit.of(predicted, np.array([cut.measured for cut in cuts]))
         title = f"{result['model']}, {result['text']}, measured on {result['measured_on']}"
         report(title, cuts, fit)
+        fitted = fit.spearman, f"{fit.floor:.2g} + {fit.scale:.2f} x predicted", fit.factor
+        rows.append([result["model"], result["text"], len(cuts), *fitted])
         draw(f"sensitivity-{title.replace(', ', '-')}", cuts, fit)
+    record("sensitivity", CLAIM, [Table("", COLUMNS, rows)], when=RESULT.stat().st_mtime)
 
 
 def files(result: Mapping[str, Any]) -> list[Cut]:

@@ -36,8 +36,12 @@ from typing import Any
 
 import httpx
 import openai
-from common import GEMCUT, demo_file
+from common import GEMCUT, Cell, Table, demo_file, record
 
+CLAIM = (
+    "The server holds up: clients that talk at once and leave at random, and no answer that is "
+    "lost or another's."
+)
 _BATCH_NOISE = 2.0  # times the noise that two probabilities may be apart: each has its own
 _WORDS = "add parse token list file point read write name path size text line index value".split()
 Told = list[list[tuple[str, float]]]  # of each token the likeliest ones, with log-probabilities
@@ -260,6 +264,22 @@ def report(
     )
     print(f"  memory     {first / 1e6:.1f} to {last / 1e6:.1f} MB: {growth:+.2%}")
     print(f"  failures   {len(found.failures)}")
+    asked: list[list[Cell]] = [["requests", sum(found.counts.values())]]
+    asked += [[f"of them: {what.replace('_', ' ')}", n] for what, n in found.counts.items()]
+    asked += [[f"jobs that ended: {how}", int(n)] for how, n in _ended(metrics).items()]
+    rows: list[list[Cell]] = [
+        *asked,
+        ["greedy answers that part from what they were alone", len(found.gaps)],
+        ["how far apart the two likeliest tokens were there", max(found.gaps, default=0.0)],
+        ["how far batches move a log-probability", found.noise],
+        ["memory at first, MB", first / 1e6],
+        ["memory at last, MB", last / 1e6],
+        ["failures, foreign secrets among them", len(found.failures)],
+    ]
+    title = (
+        f"{arguments.clients} clients, {arguments.parallel} slots, {arguments.minutes:g} minutes"
+    )
+    record(f"serve-{arguments.parallel}", CLAIM, [Table(title, ("", ""), rows)])
     for failure in found.failures[:20]:
         print(f"    {failure}")
     return growth

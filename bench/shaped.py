@@ -9,6 +9,8 @@ memory, at full length. What is made stays in build/bench.
 """
 
 import argparse
+import shutil
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -24,6 +26,7 @@ from gemcut.gguf_writer import GGUFWriter
 from gemcut.quantize import choose
 from gemcut.quantize.writer import metadata
 from gemcut.sizes import format_size, parse_size
+from tests import checkpoints
 
 TILE = 4 << 20  # weights that are quantized of each type and row length
 Shape = tuple[dict[str, Value], list[TensorInfo]]
@@ -199,6 +202,29 @@ def tile(kind: str, columns: int) -> ggml.Bytes:
     rows = max(1, TILE // columns)
     weights = np.random.default_rng(columns).standard_normal((rows, columns), np.float32)
     return ggml.quantize(ggml.type_named(kind), weights / np.float32(columns**0.5))
+
+
+def random_checkpoint(name: str, recipe: checkpoints.Recipe) -> Path:
+    """A checkpoint of normally distributed BF16 weights in build/bench, made once."""
+    folder = FOLDER / name
+    if not folder.exists():
+        unfinished = folder.with_name("unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        checkpoints.build(unfinished, CHECKPOINT, recipe, hollow=True)
+        for path in unfinished.glob("*.safetensors"):
+            _fill_holes(path)
+        unfinished.rename(folder)
+    return folder
+
+
+def _fill_holes(path: Path) -> None:
+    random = np.random.default_rng(0)
+    size = path.stat().st_size
+    with open(path, "r+b") as file:
+        file.seek(8 + struct.unpack("<Q", file.read(8))[0])
+        while (left := size - file.tell()) > 0:
+            values = 0.02 * random.standard_normal(min(left // 2, 1 << 24), np.float32)
+            file.write((values.view(np.uint32) >> 16).astype("<u2").data)
 
 
 if __name__ == "__main__":

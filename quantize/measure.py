@@ -88,13 +88,15 @@ def measure_model(
             tell(f"{output.name}: continuing with what was measured before")
         tell(_described(wanted, forecast(wanted, sampling, known, threads)))
         with _kept(unfinished, output, tell):
-            tensors = measure_tensors(wanted, groups, sampling, threads, unfinished, progress)
+            how = wanted, groups, sampling, threads, unfinished, progress
+            tensors = measure_tensors(*how, model.release)
             settings = {**frame.settings, **asdict(sampling)}
             found = replace(frame, tensors=tensors, settings=settings)
             if request.probing:
                 importance = importance_for(statistics, model.tensors) if statistics else None
                 with open_probe(request.probing, model, importance, threads) as probe:
                     found = _probed(found, probe, request.probing, end, unfinished, progress, tell)
+        model.check()
         found.write(output)
         unfinished.remove()
     return found

@@ -13,16 +13,11 @@ from gemcut.quantize.groups import Groups
 from gemcut.quantize.importance import importance_for
 from gemcut.quantize.local_error import Measured, Sampling, Subject, local_errors, subject
 from gemcut.quantize.sample import Doubles
-from gemcut.quantize.statistics import Statistics, routed_share
+from gemcut.quantize.statistics import Statistics, evened, routed_share
 from gemcut.quantize.unfinished import Unfinished
 from gemcut.tensor_sensitivity import TensorSensitivity
 
 Progress = Callable[[int, int], None]  # done, and in all
-
-# Of the mass. Of types per expert on two trained models, chosen with the importance of one text and
-# scored on others: without it they lose 1.0 to 2.5 times what is predicted, with 0.01 to 0.03 up to
-# 1.6 times, and no more in fact; with 0.1 they lose up to a third more.
-_EVEN = 0.02
 
 
 def subjects(
@@ -67,19 +62,17 @@ def expert_mass(statistics: Statistics | None, tensor: Tensor) -> Doubles:
 
     The rows that the router sent to it, each times the square of its mean weight where that is
     known: an expert's output is multiplied with it, and so is its error. Some of it is divided
-    evenly, since another text is routed otherwise.
+    evenly (`evened`).
     """
-    even = np.full(tensor.matrices, 1 / tensor.matrices)
     if statistics is None:
-        return even
+        return np.full(tensor.matrices, 1 / tensor.matrices)
     mass = routed_share(statistics, tensor.name, tensor.matrices).astype(np.float64)
     entry = statistics.entry(tensor.name)
     gates = None if entry is None else entry.gates
     if entry is not None and gates is not None and len(gates) == tensor.matrices:
         weighted = mass * (gates / np.maximum(entry.counts, 1).astype(np.float64)) ** 2
         mass = weighted if weighted.any() else mass
-    shares: Doubles = (1 - _EVEN) * mass / mass.sum() + _EVEN * even
-    return shares
+    return evened(mass / mass.sum())
 
 
 def routed(statistics: Statistics | None, tensor: Tensor) -> Doubles | None:
@@ -99,8 +92,12 @@ def measure_tensors(
     threads: int,
     unfinished: Unfinished,
     progress: Progress,
+    release: Callable[[int], None],
 ) -> dict[str, TensorSensitivity]:
     """The errors of all tensors and their parts, with those that an earlier run has measured.
+
+    Args:
+        release: the model's: gives back what was read, or memory would grow to the model's size.
 
     Raises:
         EngineError, CheckpointError: a tensor cannot be encoded or read.
@@ -115,6 +112,7 @@ def measure_tensors(
             for count, job in enumerate(as_completed(jobs), len(subjects) - len(left) + 1):
                 group = group_of[jobs[job].tensor.name]
                 unfinished.add_tensors(dict(_entries(jobs[job], group, job)))
+                release(0)
                 progress(count, len(subjects))
         except BaseException:
             pool.shutdown(cancel_futures=True)
