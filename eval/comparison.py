@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,3 +147,9 @@ class Report:
     diagnosis: Diagnosis | None = None
     command: tuple[str, ...] = ()  # that makes it again
     notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON knows it: every number, but none per token."""
+        from gemcut.eval.report import record  # which reads reports, too
+
+        return record.to_dict(self)

@@ -15,8 +15,10 @@ def main() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not so under nohup
         signal.signal(signal.SIGINT, _leave)
+    from gemcut import last_words
     from gemcut.cli import main as command
 
+    last_words.install()
     command()
 
 

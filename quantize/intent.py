@@ -107,7 +107,7 @@ def read_intent(path: Path) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(read_text(path, "TOML", UsageError))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: a number of too many digits, too
         raise UsageError(f"{path}: not TOML: {error}") from error
 
 
@@ -135,7 +135,8 @@ def _without(name: str) -> str:
 
 
 def _sizes(raw: Any, name: str) -> tuple[int, ...]:
-    found = raw.split(",") if isinstance(raw, str) else raw if isinstance(raw, list) else [raw]
+    found = raw.split(",") if isinstance(raw, str) else [raw] if isinstance(raw, int) else raw
+    found = _list(found, name)
     if not found:
         raise UsageError(f"{name} is {raw}: wanted a size for every card" + _without(name))
     return tuple(_positive(each, name) for each in found)

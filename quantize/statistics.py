@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from gemcut import ggml
 from gemcut.errors import GGUFError, PlanError
@@ -20,10 +21,16 @@ from gemcut.gguf_file import MAGIC, GGUFFile, TensorInfo, Value
 from gemcut.gguf_writer import GGUFWriter
 from gemcut.quantize import legacy
 
+Doubles = npt.NDArray[np.float64]
+
 _SUMS, _COUNTS, _GATES = ".in_sum2", ".counts", ".gates"
 _DATASETS, _CHUNK_COUNT, _CHUNK_SIZE = (
     f"imatrix.{key}" for key in ("datasets", "chunk_count", "chunk_size")
 )
+# Of the shares. Of types per expert on two trained models, chosen with the importance of one text
+# and scored on others: without it they lose 1.0 to 2.5 times what is predicted, with 0.01 to 0.03
+# up to 1.6 times, and no more in fact; with 0.1 they lose up to a third more.
+_EVEN = 0.02
 # A string of seven bytes, as it lies in a GGUF; all tools write it among the first.
 _SAYS_SO = b"general.type" + struct.pack("<IQ", 8, 7) + b"imatrix"
 _HEAD = 1 << 16  # bytes
@@ -75,7 +82,7 @@ class Entry:
 class Statistics:
     """Entries by tensor name, and what they were collected from."""
 
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, Entry] = field(repr=False)
     datasets: tuple[str, ...] = ()
     chunk_count: int = 0
     chunk_size: int = 0  # tokens
@@ -116,6 +123,15 @@ def routed_share(statistics: Statistics, name: str, matrices: int | None = None)
         return np.full(wanted, 1 / wanted, np.float32)
     share: ggml.Floats = (entry.counts / entry.counts.sum(dtype=np.float64)).astype(np.float32)
     return share
+
+
+def evened(shares: Doubles) -> Doubles:
+    """Experts' shares, some of it divided evenly, since another text is routed otherwise.
+
+    Args:
+        shares: float64 [experts], sums to 1.
+    """
+    return (1 - _EVEN) * shares + _EVEN / len(shares)
 
 
 def is_imatrix(path: Path) -> bool:
@@ -244,10 +260,11 @@ def _floats(file: GGUFFile, name: str) -> ggml.Floats:
 def _read_legacy(path: Path) -> Statistics:
     found = legacy.read(path)
     tokens = np.float32(legacy.CHUNK_SIZE)
-    entries = {
-        name: Entry(sums[None, :] * tokens, np.array([calls * tokens], np.float32))
-        for name, (sums, calls) in found.entries.items()
-    }
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is said by `_check`
+        entries = {
+            name: Entry(sums[None, :] * tokens, np.array([calls * tokens], np.float32))
+            for name, (sums, calls) in found.entries.items()
+        }
     return Statistics(entries, found.datasets, found.chunk_count, legacy.CHUNK_SIZE)
 
 

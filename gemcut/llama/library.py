@@ -12,7 +12,8 @@ from typing import Any
 
 from gemcut import ggml
 from gemcut.engine import INSTALL, PINNED
-from gemcut.errors import EngineError
+from gemcut.errors import EngineError, printable
+from gemcut.last_words import given_up
 
 _pointer, _size, _text = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p
 _int, _long, _float = ctypes.c_int, ctypes.c_int64, ctypes.c_float
@@ -62,6 +63,7 @@ _GGML: dict[str, tuple[str, Any, list[Any]]] = {
     "ggml_backend_free": ("ggml-base", None, [_pointer]),
     "ggml_backend_graph_compute": ("ggml-base", _int, [_pointer, _pointer]),
     "ggml_backend_reg_get_proc_address": ("ggml-base", _pointer, [_pointer, _text]),
+    "ggml_set_abort_callback": ("ggml-base", _pointer, [_pointer]),
     "ggml_init": ("ggml-base", _pointer, [Room]),
     "ggml_free": ("ggml-base", None, [_pointer]),
     "ggml_tensor_overhead": ("ggml-base", _size, []),
@@ -186,6 +188,7 @@ def require() -> Any:
     check_defaults(bindings.llama_model_default_params(), _MODEL_DEFAULTS)
     check_defaults(bindings.llama_context_default_params(), _CONTEXT_DEFAULTS)
     bindings.llama_log_set(_callback(bindings), None)
+    function("ggml_set_abort_callback")(_abort_callback())
     bindings.llama_backend_init()
     check_single_copies()
     return bindings
@@ -213,6 +216,17 @@ def _bindings() -> Any:
 @cache  # C holds the address alone, so the object must outlive every call
 def _callback(bindings: Any) -> Any:
     return bindings.llama_log_callback(log.take)
+
+
+@cache
+def _abort_callback() -> Any:
+    return ctypes.CFUNCTYPE(None, _text)(_last_words)
+
+
+def _last_words(message: bytes) -> None:
+    """Say why ggml is about to end the process, in place of its own words and a debugger's."""
+    place, _, said = message.decode(errors="replace").partition(": ")
+    given_up(printable(f"{said} ({place.rpartition('/')[2]})"))
 
 
 def check_defaults(params: Any, wanted: dict[str, Any]) -> None:

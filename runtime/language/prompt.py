@@ -1,5 +1,6 @@
 """From a text to the tokens a model reads, and its chat template where the file has one."""
 
+from gemcut.errors import ContextFull
 from gemcut.llama import Model
 from gemcut.runtime.language.template import Template
 
@@ -30,6 +31,12 @@ def prompt_tokens(model: Model, text: str, special: bool) -> list[int]:
     if model.add_bos and bos is not None and tokens[:1] != [bos]:
         tokens.insert(0, bos)
     return tokens
+
+
+def check_length(model: Model, text: str, n_ctx: int) -> None:
+    """Refuse a text that cannot fit without tokenizing megabytes of it. Raises ContextFull."""
+    if len(text) > n_ctx and (least := model.least_tokens(text)) >= n_ctx:
+        raise ContextFull(least, n_ctx, least=True)
 
 
 def written(model: Model, token: int | None) -> str:

@@ -1,6 +1,7 @@
 """Parts of a JSON value as text in GBNF: literals, choices, ranges of numbers, string patterns."""
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from os.path import commonprefix
 
@@ -135,7 +136,9 @@ def pattern(text: str) -> str:
     if len(text) > _MOST_PATTERN:
         _fail(f"a pattern of {len(text)} characters, wanted at most {_MOST_PATTERN}")
     try:
-        tree = _parser.parse(text)
+        with warnings.catch_warnings():  # of what a later Python may read otherwise, as [a||b]
+            warnings.simplefilter("ignore")
+            tree = _parser.parse(text)
     except (re.error, RecursionError, OverflowError) as error:
         raise UsageError(f"the pattern {text!r} is not valid: {error}") from error
     if tree.state.flags & ~re.UNICODE:

@@ -8,7 +8,7 @@ import json
 import re
 import secrets
 import string
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,10 +26,9 @@ _ID_LETTERS = string.ascii_letters + string.digits
 _MOST_DEPTH = 50
 _QUOTE = '<|"|>'
 _TAGGED = re.compile(r"\s*<function=([^>\n]+)>(.*?)(?:</function>\s*)?\Z", re.DOTALL)
-_TAG = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
-_KEYED = re.compile(r"\s*([\w.-]+)\s*((?:<arg_key>.*</arg_value>)?)\s*\Z", re.DOTALL)
-_KEY = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
+_KEYED = re.compile(r"([\w.-]+)\s*(<arg_key>.*</arg_value>)?", re.DOTALL)
 _NAMED = re.compile(r"\s*([\w.-]+)(?:\[CALL_ID\]\w*)?(?:\[ARGS\])?\s*(?=\{)")
+_BETWEEN = re.compile(r"[ \t\r\n;]*")  # calls in an answer that is nothing else
 _BARE = re.compile(r"""\{\s*"(?:name|type|function)"\s*:""")
 
 
@@ -63,12 +62,12 @@ def read_calls(text: str) -> list[ToolCall] | None:
 def read_bare_calls(text: str) -> list[ToolCall] | None:
     """The calls in an answer that is nothing else: JSON objects, with semicolons between them."""
     calls: list[ToolCall] = []
-    decoder, at = json.JSONDecoder(), 0
+    decoder, at = json.JSONDecoder(), _end_of(_BETWEEN, text, 0)
     try:
-        while text[at:].strip(" \t\r\n;"):
-            at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n;"))
+        while at < len(text):
             value, at = decoder.raw_decode(text, at)
             calls += _from_json(value)
+            at = _end_of(_BETWEEN, text, at)
     except (ValueError, RecursionError):
         return None
     return calls or None
@@ -84,10 +83,15 @@ def may_be_bare(text: str) -> bool:
     return any(f'{{"{word}":'.startswith(squeezed) for word in ("name", "type", "function"))
 
 
+def _end_of(expression: re.Pattern[str], text: str, at: int) -> int:
+    match = expression.match(text, at)
+    return match.end() if match else at
+
+
 def call_of(name: str, arguments: str) -> ToolCall | None:
     """A call whose name was written apart from its arguments; None if they are no JSON object."""
     try:
-        return ToolCall(name, _object(json.loads(arguments or "{}"))) if name else None
+        return _call(name, json.loads(arguments or "{}")) if name else None
     except (ValueError, RecursionError):
         return None
 
@@ -101,7 +105,7 @@ def _from_json(value: Any) -> list[ToolCall]:
         raise ValueError("no call")
     arguments = value.get("arguments", value.get("parameters", {}))
     arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-    return [ToolCall(value["name"], _object({} if arguments is None else arguments))]
+    return [_call(value["name"], {} if arguments is None else arguments)]
 
 
 def _named(text: str) -> list[ToolCall]:
@@ -109,7 +113,7 @@ def _named(text: str) -> list[ToolCall]:
     calls, at, decoder = [], 0, json.JSONDecoder()
     while match := _NAMED.match(text, at):
         value, at = decoder.raw_decode(text, match.end())
-        calls.append(ToolCall(match[1], _object(value)))
+        calls.append(_call(match[1], value))
     return calls if not text[at:].strip() else []
 
 
@@ -117,18 +121,33 @@ def _tagged(text: str) -> list[ToolCall]:
     match = _TAGGED.match(text)
     if not match:
         return []
-    return [
-        ToolCall(
-            match[1].strip(), _object({k.strip(): _said(v) for k, v in _TAG.findall(match[2])})
-        )
-    ]
+    arguments = {}
+    for piece in _pieces(match[2], "<parameter=", "</parameter>"):
+        key, closed, value = piece.partition(">")
+        if closed:
+            arguments[key.strip()] = _said(value.removeprefix("\n").removesuffix("\n"))
+    return [_call(match[1].strip(), arguments)]
 
 
 def _keyed(text: str) -> list[ToolCall]:
-    match = _KEYED.match(text)
+    match = _KEYED.fullmatch(text.strip())
     if not match:
         return []
-    return [ToolCall(match[1], _object({k.strip(): _said(v) for k, v in _KEY.findall(match[2])}))]
+    arguments = {}
+    for piece in _pieces(match[2] or "", "<arg_key>", "</arg_value>"):
+        key, _, rest = piece.partition("</arg_key>")
+        _, opened, value = rest.partition("<arg_value>")
+        if opened:
+            arguments[key.strip()] = _said(value)
+    return [_call(match[1], arguments)]
+
+
+def _pieces(text: str, begin: str, end: str) -> Iterator[str]:
+    """What stands between two marks, as often as they are there; each is looked for once."""
+    at = 0
+    while (start := text.find(begin, at)) >= 0 and (stop := text.find(end, start)) >= 0:
+        yield text[start + len(begin) : stop]
+        at = stop + len(end)
 
 
 def _said(text: str) -> Any:
@@ -139,10 +158,14 @@ def _said(text: str) -> Any:
         return text
 
 
-def _object(value: Any) -> str:
-    if not isinstance(value, dict):
+def _call(name: str, arguments: Any) -> ToolCall:
+    """A call. Raises ValueError for arguments that are no object, and for what no JSON holds: NaN,
+    infinities, halves of characters."""
+    if not isinstance(arguments, dict):
         raise ValueError("arguments are an object")
-    return json.dumps(value, ensure_ascii=False)
+    text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    (name + text).encode()
+    return ToolCall(name, text)
 
 
 # --- Gemma 4 ---
@@ -154,7 +177,7 @@ def _gemma(text: str) -> list[ToolCall]:
     arguments = reader.value(0)
     if not brace or not name.strip() or reader.rest().strip():
         raise ValueError("no call")
-    return [ToolCall(name.strip(), _object(arguments))]
+    return [_call(name.strip(), arguments)]
 
 
 class _Gemma:

@@ -9,7 +9,7 @@ from gemcut.errors import ContextFull, UsageError
 from gemcut.llama import Model
 from gemcut.runtime.batching.jobs import Job
 from gemcut.runtime.language.grammar import JSON_GRAMMAR, schema_grammar
-from gemcut.runtime.language.prompt import prompt_tokens
+from gemcut.runtime.language.prompt import check_length, prompt_tokens
 from gemcut.runtime.language.template import Template
 from gemcut.runtime.language.thoughts import opens_thought, thought_of
 from gemcut.runtime.server.failures import Failure
@@ -86,6 +86,7 @@ def chat(body: ChatRequest, voice: Voice) -> list[Asked]:
     grammar = _grammar(body, tools if forced else [])
     think = body.thinks(voice.think)
     prompt = _render(body, voice, tools, think)
+    check_length(voice.model, prompt, voice.n_ctx)
     tokens = _fitting(prompt_tokens(voice.model, prompt, special=True), voice)
     thought = thought_of(voice.model, prompt, think) if grammar else None
     asked = Asked(
@@ -144,6 +145,8 @@ def check_tokens(model: Model, tokens: Iterable[int], name: str) -> None:
 
 
 def _continued(body: CompletionRequest, voice: Voice, prompt: str | list[int]) -> list[Asked]:
+    if isinstance(prompt, str):
+        check_length(voice.model, prompt, voice.n_ctx)
     tokens = _fitting(text_tokens(voice.model, prompt, "prompt"), voice)
     tells = body.echo and body.logprobs is not None
     most = _first(body.max_tokens, 16)  # OpenAI's

@@ -1,0 +1,118 @@
+"""What llama.cpp would end the process over is refused, with words, before it is shown the file."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from gemcut import api
+from gemcut.errors import EngineError
+from gemcut.gguf_file import GGUFFile, Value
+from gemcut.gguf_writer import GGUFWriter
+from gemcut.last_words import GIVES_UP
+from gemcut.llama import Model, loadable
+from gemcut.llama.loadable import check_loadable, faults_of
+from tests import families
+
+_CRASH = """
+from gemcut import last_words
+from gemcut.engine import ContextOptions
+from gemcut.llama import Context, Model
+last_words.install()
+Context(Model.load({path!r}), ContextOptions(n_ctx=64, threads=1))
+"""
+
+
+def _of_the_model(values):
+    """Metadata of the demo's architecture; "__" stands for a dot."""
+    kinds = {str: "str", int: "u32"}
+    return {
+        f"gemma4.{key.replace('__', '.')}": Value(kinds[type(data)], data)
+        for key, data in values.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def metadata(q4_k_m):
+    with GGUFFile(q4_k_m) as file:
+        return {**file.metadata}
+
+
+@pytest.fixture
+def changed(q4_k_m, tmp_path):
+    """Makes the demo's file with other metadata."""
+
+    def make(**values):
+        path = tmp_path / "changed.gguf"
+        with GGUFFile(q4_k_m) as file:
+            metadata = {**file.metadata} | _of_the_model(values)
+            with GGUFWriter(path, metadata, file.tensors.values()) as writer:
+                for name in file.tensors:
+                    writer.write(name, 0, file.rows(name))
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"block_count": 0}, "block_count is 0, wanted 1 to 512"),
+        ({"block_count": 513}, "block_count is 513, wanted 1 to 512"),
+        ({"context_length": 0}, "context_length is 0"),
+        ({"embedding_length": 0xFFFFFFFF}, "embedding_length is 4294967295"),
+        ({"expert_count": 1025}, "expert_count is 1025, wanted 0 to 1024"),
+        ({"expert_used_count": 99}, "expert_used_count is 99, wanted 0 to"),
+        ({"expert_used_count": 0}, "expert_used_count is 0 of"),
+        ({"expert_group_count": 3}, "experts in 3 groups"),
+        ({"expert_group_count": 2}, "expert_group_used_count is missing"),
+        ({"attention__head_count_kv": 3}, "attention.head_count .* over .3."),
+        ({"attention__shared_kv_layers": 99}, "shared_kv_layers is 99"),
+        ({"rope__dimension_count": 31}, "rope.dimension_count is 31, wanted an even number"),
+        ({"rope__scaling__type": "x"}, "rope.scaling.type is 'x', wanted one of"),
+        ({"nextn_predict_layers": 77}, "nextn_predict_layers is 77"),
+    ],
+)
+def test_what_llama_cpp_asserts_is_a_fault(metadata, values, why):
+    assert re.search(why, next(faults_of(metadata | _of_the_model(values))))
+    assert not [*faults_of(metadata)]
+
+
+def test_a_file_with_a_fault_is_not_shown_to_llama_cpp(changed):
+    path = changed(expert_used_count=99)
+    with pytest.raises(EngineError, match="changed.gguf: damaged, or not for .* is 99, wanted 0"):
+        Model.load(path)
+
+
+def test_a_token_that_is_there_twice_is_refused(metadata):
+    tokens = [*metadata["tokenizer.ggml.tokens"].data[:-1], "<bos>"]
+    values = metadata | {"tokenizer.ggml.tokens": Value("[str]", tokens)}
+    assert ["tokenizer.ggml.tokens has a token twice"] == [*faults_of(values)]
+
+
+@pytest.mark.parametrize("name", families.recorded())
+def test_what_is_converted_is_loadable(name, tmp_path):
+    """Of every family."""
+    model = api.open_source(families.build(tmp_path / name, name))
+    assert not [*faults_of(model.metadata)]
+
+
+def test_a_file_is_looked_at_once_until_it_changes(changed, monkeypatch):
+    path, seen = changed(), []
+    monkeypatch.setattr(loadable, "faults_of", lambda values: iter(seen.append(1) or ()))
+    check_loadable(path)
+    check_loadable(path)
+    assert 1 == len(seen)
+    changed(block_count=0)
+    check_loadable(path)
+    assert 2 == len(seen)
+
+
+def test_a_command_ends_with_words_where_llama_cpp_gives_up(changed):
+    """What only llama.cpp knows of: this architecture's keys are as wide as its values."""
+    path = changed(attention__value_length=16)
+    code = _CRASH.format(path=str(path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    last = done.stderr.strip().splitlines()[-1]
+    assert (1, True) == (done.returncode, last.startswith(f"Error: {GIVES_UP} GGML_ASSERT"))
