@@ -9,11 +9,13 @@ REMEMBERED := $(shell cat .venv/cmake-args 2>/dev/null)
 CMAKE_ARGS ?= $(REMEMBERED)
 export CMAKE_ARGS
 
-# Those that run without arguments; they find llama.cpp's tools in the folder $$PEERS.
-BENCHMARKS := bench/quantize.py bench/perplexity.py bench/imatrix.py \
-              bench/quality.py bench/sensitivity.py
+# Those that run without arguments and without torch; they find llama.cpp's tools in the folder
+# $$PEERS. In bench/ are more: convert.py needs torch, memory.py much disk, serve.py ten minutes.
+BENCHMARKS := bench/quantize.py bench/perplexity.py bench/coverage.py bench/imatrix.py \
+              bench/eval.py bench/ledger.py bench/runtime.py bench/prediction.py bench/experts.py \
+              bench/quality.py bench/sensitivity.py bench/per_expert.py bench/scale.py
 
-.PHONY: help setup demo test lint bench build clean FORCE
+.PHONY: help setup demo test faults lint fuzz bench docs build clean FORCE
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z]*\):.* ## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -27,15 +29,27 @@ demo: $(READY) ## the whole way on the embedded model
 test: $(READY) ## the tests
 	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses auto --dist loadfile
 
+MINUTES ?= 60
+fuzz: $(READY) ## damaged files for every reader, for MINUTES=60; findings in build/fuzz
+	.venv/bin/python -m tests.fuzz --minutes $(MINUTES) --processes 2
+
+faults: $(READY) ## kill, interrupt and starve the commands, 200 times and more (KILLS=)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive OPENBLAS_NUM_THREADS=1 \
+	    .venv/bin/python -m tests.faults --kills $(or $(KILLS),200)
+
 lint: $(READY) ## formatting, lint and types
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
-bench: $(READY) ## compare with llama.cpp's own tools (builds them first)
-	@PEERS=$$(bench/peers.sh) && export PEERS && export PYTHONPATH=. && for script in $(BENCHMARKS); do \
+bench: $(READY) ## compare with llama.cpp's own tools (builds them first); hours
+	@PEERS=$$(bench/peers.sh) && export PEERS PYTHONPATH=. RECORD=1 && \
+	for script in $(BENCHMARKS) bench/render.py; do \
 	    echo "$$script"; .venv/bin/python "$$script" || exit 1; \
 	done
+
+docs: $(READY) ## docs/commands.md out of the program
+	.venv/bin/python -m gemcut.cli.reference > docs/commands.md
 
 build: $(READY) ## wheel and source distribution in dist/
 	rm -rf dist

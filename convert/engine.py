@@ -89,6 +89,7 @@ def _open_model(checkpoint: Checkpoint, reading: Reading) -> Model:
         files=_own_files(checkpoint.folder),
         identity=checkpoint.files.identity,
         fetch=checkpoint.files.fetch,
+        check=checkpoint.files.check,
         release=releasing(tensors, checkpoint.shards.release),
     )
 

@@ -40,6 +40,7 @@ WEIGHTS = (
     ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model-*-of-*.bin"),
     ("", "", "*.pth"),
 )
+CHANGED = "was changed while it was read, so nothing of it is kept; run again when it is at rest"
 _INDEXES = tuple(index for index, _, _ in WEIGHTS if index)
 _MAX_INDEX = 100_000_000  # bytes; a trillion weights in 100,000 tensors need a tenth of it
 
@@ -77,6 +78,9 @@ class Files(Protocol):
     def fetch(self) -> None:
         """Fetch what a conversion needs now, rather than shard by shard. Raises CheckpointError."""
 
+    def check(self) -> None:
+        """Raise CheckpointError if the contents are no longer those of `identity`."""
+
 
 class LocalFiles:
     """A checkpoint's folder. Of a cached snapshot of the Hub, the identity is known already."""
@@ -99,8 +103,9 @@ class LocalFiles:
     @cached_property
     def identity(self) -> str:
         """Of names, sizes and times of change: reading a whole checkpoint would take minutes."""
-        if self._identity:
-            return self._identity
+        return self._identity or self._digest()
+
+    def _digest(self) -> str:
         digest = hashlib.sha256()
         for name in sorted({*small_files(self._names), *weight_files(self)}):
             stat = self.path(name).stat()
@@ -130,6 +135,15 @@ class LocalFiles:
 
     def fetch(self) -> None:
         """Nothing: everything is at hand."""
+
+    def check(self) -> None:
+        """Raise CheckpointError if a file was changed since `identity` was asked for."""
+        try:
+            same = bool(self._identity) or self._digest() == self.identity
+        except OSError as error:
+            raise CheckpointError(f"{self.where}: has become unreadable: {error}") from error
+        if not same:
+            raise CheckpointError(f"{self.where}: {CHANGED}")
 
 
 def read_at(path: Path, count: int, offset: int = 0) -> bytes:

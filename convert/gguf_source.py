@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gemcut import ggml
+from gemcut.convert.files import CHANGED
 from gemcut.convert.lazy import Array, Encoded, Matrix, Stored
 from gemcut.convert.model import STRICT, Model, Reading, Tensor, is_cut
 from gemcut.convert.precision import is_quantizable
@@ -63,7 +64,8 @@ def open_gguf(path: Path, reading: Reading = STRICT) -> Model:
         tensors,
         notes=tuple(_notes(parts, reading)),
         files=frozenset(file.path.resolve() for file in files),
-        identity=_identity(files),
+        identity=(identity := _identity(files)),
+        check=partial(_check, files, identity),
         release=partial(_release, files),
     )
 
@@ -128,8 +130,14 @@ def _tensors(parts: GGUFParts, reading: Reading) -> Iterator[Tensor]:
 
 
 def _tensor(path: Path, found: _Found, reading: Reading) -> Tensor:
-    known = found.kinds.keys() <= set(ggml.types().values())
-    quantizable = is_quantizable(found.name, found.shape) and known
+    unknown = found.kinds.keys() - set(ggml.types().values())
+    if unknown and len(found.kinds) > 1:
+        raise GGUFError(
+            f"{path}: {found.name} has experts in {', '.join(sorted(k.name for k in unknown))}, "
+            "which ggml cannot decode, beside others, so they cannot become one tensor: take "
+            "another file of this model"
+        )
+    quantizable = is_quantizable(found.name, found.shape) and not unknown
     own = found.kind.name
     kept = _kept(path, found, reading) if quantizable else own
     rank = max(rank for rank, *_ in found.parts)
@@ -193,6 +201,16 @@ def _identity(files: list[GGUFFile]) -> str:
         stat = file.path.stat()
         digest.update(f"{file.path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+def _check(files: list[GGUFFile], identity: str) -> None:
+    """Raise GGUFError if they are no longer what they were."""
+    try:
+        same = _identity(files) == identity
+    except OSError as error:
+        raise GGUFError(f"{files[0].path}: has become unreadable: {error}") from error
+    if not same:
+        raise GGUFError(f"{files[0].path}: {CHANGED}")
 
 
 def _release(files: list[GGUFFile], rank: int) -> None:

@@ -122,6 +122,9 @@ class HubFiles:
             own.rmdir()
             self._scratch.rmdir()
 
+    def check(self) -> None:
+        """Nothing: what a commit holds does not change."""
+
     def fetch(self) -> None:
         """Fetch all weights into the cache; with a scratch folder, only see that each has room."""
         missing = [name for name in weight_files(self) if not self._at_hand(name)]

@@ -1,7 +1,7 @@
 """What a source becomes before any type is chosen: metadata, and tensors that nobody has read."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -121,15 +121,18 @@ class Model:
     """A source's metadata and tensors."""
 
     architecture: str
-    metadata: Mapping[str, Value]
-    tensors: tuple[Tensor, ...]
+    metadata: Mapping[str, Value] = field(repr=False)
+    tensors: tuple[Tensor, ...] = field(repr=False)
     family: str | None = None  # of checkpoints, for people
     notes: tuple[str, ...] = ()  # what was left out, and what else should be known
     files: frozenset[Path] = frozenset()  # of the source, which is never written to
     identity: str = ""  # a digest that changes when the source does
-    fetch: Callable[[], None] = lambda: None  # what is not on this machine yet
+    # Brings what is not on this machine yet.
+    fetch: Callable[[], None] = field(default=lambda: None, repr=False)
+    # Raises CheckpointError or GGUFError if the source is no longer what was opened.
+    check: Callable[[], None] = field(default=lambda: None, repr=False)
     # Told a rank: all tensors below it are written for good. Gives back what was read.
-    release: Callable[[int], None] = lambda _: None
+    release: Callable[[int], None] = field(default=lambda _: None, repr=False)
 
     @property
     def weights(self) -> int:

@@ -9,9 +9,10 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Lock
+from types import TracebackType
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from gemcut import ggml
 from gemcut.errors import OutputError
 from gemcut.gguf_file import TensorInfo, Value
 from gemcut.gguf_layout import Layout, aligned
+from gemcut.outputs import completed
+from gemcut.positions import BINARY, allocated, read_at, write_at
 
 
 class PartialFile:
@@ -41,7 +44,7 @@ class PartialFile:
         self._lock = Lock()
         self._unsynced = True
         try:
-            flags = os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC)
+            flags = os.O_RDWR | os.O_CREAT | BINARY | (0 if keep else os.O_TRUNC)
             self.fd = os.open(partial, flags, 0o644)
         except OSError as error:
             raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
@@ -81,7 +84,7 @@ class PartialFile:
         """
         begin, end = self._extent(self._infos[name], start, stop)
         try:
-            return zlib.crc32(os.pread(self.fd, end - begin, begin))
+            return zlib.crc32(read_at(self.fd, end - begin, begin))
         except OSError as error:
             raise OutputError(f"{self.partial}: {error.strerror} while reading {name}") from error
 
@@ -151,14 +154,13 @@ class GGUFWriter:
             OutputError: the folder is missing or not writable, or the disk is too small.
             GGUFError: a metadata value does not fit its kind.
         """
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        self._file = PartialFile(path, partial, Layout(metadata, tuple(tensors)))
-        try:
+        path, layout = Path(path), Layout(metadata, tuple(tensors))
+        with ExitStack() as stack:
+            partial = stack.enter_context(completed(path))
+            self._file = PartialFile(path, partial, layout)
+            stack.callback(self._file.close)
             reserve([self._file])
-        except BaseException:
-            self._file.discard()
-            raise
+            self._stack = stack.pop_all()
 
     def write(self, name: str, start: int, rows: ggml.Bytes) -> None:
         """Put encoded rows [n, row_bytes] at row `start` of a tensor.
@@ -168,27 +170,20 @@ class GGUFWriter:
         """
         self._file.write(name, start, rows)
 
-    def finish(self) -> None:
-        """Flush, and give the file its final name.
-
-        Raises:
-            OutputError: rows are missing, or the file system refuses.
-        """
-        self._file.check()
-        try:
-            self._file.publish()
-        except OSError as error:
-            raise OutputError(f"{self._file.path}: {error.strerror}") from error
-
     def __enter__(self) -> "GGUFWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self.finish()
-        finally:
-            self._file.discard()  # finds nothing to remove where the file got its name
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            self._file.check()
 
 
 def reserve(files: Sequence[PartialFile]) -> None:
@@ -225,13 +220,13 @@ def _lacking(fd: int, size: int) -> int:
 
 
 def _allocated(fd: int) -> int:
-    return 512 * os.fstat(fd).st_blocks
+    return allocated(os.fstat(fd))
 
 
 def _write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
     view = memoryview(data)
     while view:
-        written = os.pwrite(fd, view, offset)
+        written = write_at(fd, view, offset)
         view, offset = view[written:], offset + written
 
 

@@ -5,7 +5,6 @@ says how many tiles are done and what their bytes add up to. A line is only writ
 are on the disk, so whatever ends the process, the journal is right; a last line may be torn.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from gemcut.closing import Closing
+from gemcut.errors import OutputError
 from gemcut.gguf_writer import sync_folder
+from gemcut.lock import Lock
+from gemcut.positions import read_at, write_at
 
 _MAX_SIZE = 1 << 24  # bytes that are read: a line for every 128 MiB of source makes far fewer
 
@@ -37,24 +39,30 @@ def digest(checksums: Iterable[int]) -> str:
 class Journal(Closing):
     """An opened journal; for as long as it is open, no other process opens it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, result: Path) -> None:
         """Open, lock and read; a new one is empty, and so is one that nobody can make out.
 
+        Args:
+            result: what is being written, for messages.
+
         Raises:
-            BlockingIOError: another process has it open.
-            OSError: the folder is not writable.
+            OutputError: another process has it open, or the folder is not writable.
         """
         self.path = path
-        self._fd = _opened(path)
+        self._lock = Lock(path, result)
         self.key = ""
         self.records: list[Record] = []
         self._ends: list[int] = []  # of the key's line, and of every record's
-        self._read()
+        try:
+            self._read()
+        except OSError as error:
+            self.close()
+            raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
 
     def begin(self, key: str) -> None:
         """Forget everything, and write the key of the work that begins. Raises OSError."""
         self.key, self.records, self._ends = key, [], []
-        os.ftruncate(self._fd, 0)
+        os.ftruncate(self._lock.fd, 0)
         self._append({"key": key})
         sync_folder(self.path.parent)
 
@@ -66,30 +74,26 @@ class Journal(Closing):
     def keep(self, count: int) -> None:
         """Forget all records but the first ones. Raises OSError."""
         del self.records[count:], self._ends[count + 1 :]
-        os.ftruncate(self._fd, self._ends[-1])
+        os.ftruncate(self._lock.fd, self._ends[-1])
 
     def remove(self) -> None:
-        """Delete the file, and close it."""
-        if self._fd >= 0:
-            self.path.unlink(missing_ok=True)  # first: nobody must lock what is about to go
-        self.close()
+        """Delete the file, and close it. Raises OSError."""
+        self._lock.remove()
 
     def close(self) -> None:
         """Close, which unlocks; closing again does nothing."""
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
+        self._lock.close()
 
     def _append(self, line: dict[str, Any]) -> None:
         end = self._ends[-1] if self._ends else 0
         raw = json.dumps(line).encode() + b"\n"
-        if os.pwrite(self._fd, raw, end) < len(raw):
+        if write_at(self._lock.fd, raw, end) < len(raw):
             raise OSError(0, "the journal cannot be written")
-        getattr(os, "fdatasync", os.fsync)(self._fd)
+        getattr(os, "fdatasync", os.fsync)(self._lock.fd)
         self._ends.append(end + len(raw))
 
     def _read(self) -> None:
-        for end, line in _lines(os.pread(self._fd, _MAX_SIZE, 0)):
+        for end, line in _lines(read_at(self._lock.fd, _MAX_SIZE, 0)):
             done = self.records[-1].tiles if self.records else 0
             if not self._ends and isinstance(line.get("key"), str):
                 self.key = str(line["key"])
@@ -99,7 +103,7 @@ class Journal(Closing):
                 break
             self._ends.append(end)
         if self._ends:
-            os.ftruncate(self._fd, self._ends[-1])  # what is torn would run into the next line
+            os.ftruncate(self._lock.fd, self._ends[-1])  # what is torn would run into the next line
 
 
 def _lines(raw: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -120,33 +124,3 @@ def _is_record(line: dict[str, Any], done: int) -> bool:
     tiles = line.get("tiles")
     kinds = line.keys() == {"tiles", "digest"} and isinstance(line["digest"], str)
     return kinds and type(tiles) is int and tiles > done
-
-
-def _opened(path: Path) -> int:
-    """A descriptor that alone holds the file's lock, and whose file still has that name."""
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            _lock(fd)
-            if _is_at(path, fd):
-                return fd
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)  # the process that held it has just finished, and removed it
-
-
-def _lock(fd: int) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:  # some file systems cannot lock
-        return
-
-
-def _is_at(path: Path, fd: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(fd))
-    except FileNotFoundError:
-        return False

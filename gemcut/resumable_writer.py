@@ -17,6 +17,7 @@ from gemcut.errors import OutputError
 from gemcut.gguf_layout import Layout
 from gemcut.gguf_writer import PartialFile, reserve, sync_folder
 from gemcut.journal import Journal, Record, digest
+from gemcut.outputs import check_kind
 
 
 class ResumableWriter:
@@ -40,7 +41,9 @@ class ResumableWriter:
         """
         self.path, self._tiles = path, tiles
         self._files: list[PartialFile] = []
-        self._journal = _journal(path)
+        for file in files:
+            check_kind(file)
+        self._journal = Journal(path.with_name(f".{path.name}.journal"), path)
         try:
             self._begin(files, key, restart)
         except BaseException:
@@ -180,17 +183,6 @@ class ResumableWriter:
 
     def _refused(self, error: OSError) -> OutputError:
         return OutputError(f"{self.path}: {error.strerror}")
-
-
-def _journal(path: Path) -> Journal:
-    try:
-        return Journal(path.with_name(f".{path.name}.journal"))
-    except BlockingIOError as error:
-        raise OutputError(
-            f"{path}: another process is writing it; wait until it is done, or end it"
-        ) from error
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _partial(path: Path) -> Path:

@@ -16,7 +16,7 @@ import numpy as np
 from gemcut import __version__, ggml
 from gemcut.convert.model import Model, Tensor
 from gemcut.engine import PINNED
-from gemcut.errors import EngineError, OutputError, PlanError
+from gemcut.errors import EngineError, GemcutError, PlanError
 from gemcut.gguf_experts import marked
 from gemcut.gguf_file import Value
 from gemcut.gguf_layout import Layout, layouts
@@ -105,7 +105,7 @@ def write_model(
         PlanError: the plan, or the importance, does not fit the model.
         OutputError: the file cannot be written, unfinished work of another model or plan lies
             there, or a sample of the finished file is not what was encoded; nothing is kept then.
-        CheckpointError: the source cannot be fetched or read.
+        CheckpointError, GGUFError: the source cannot be fetched or read, or was changed meanwhile.
         EngineError: ggml refuses what the source holds; nothing is kept then.
     """
     outputs = files(model, plan, path, split_size)
@@ -142,18 +142,20 @@ def write_model(
                 kept = share(output.records[-1].tiles)
                 say(f"{path.name}: {kept} is kept: the same command continues, {_RESTART}")
             raise
-        _verify(sample, output)
+        _verify(model, sample, output)
 
 
 def _ignore(_: object) -> None:
     """For who does not want to know."""
 
 
-def _verify(sample: Sample, output: ResumableWriter) -> None:
-    """Before the files get their names; of what holds something else nothing is kept."""
+def _verify(model: Model, sample: Sample, output: ResumableWriter) -> None:
+    """Before the files get their names; of what is of a source that changed, or holds something
+    else, nothing is kept."""
     try:
+        model.check()
         sample.check(output.partials)
-    except OutputError:
+    except GemcutError:
         output.discard()
         raise
 

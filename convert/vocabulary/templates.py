@@ -44,7 +44,8 @@ def _beside(checkpoint: Checkpoint) -> Any:
     if "chat_template.jinja" not in checkpoint.files.names():
         return checkpoint.json("chat_template.json", {}).get("chat_template")
     default = _read(checkpoint.files.path("chat_template.jinja"))
-    more = sorted((checkpoint.folder / _FOLDER).glob("*.jinja"))
+    found = (checkpoint.folder / _FOLDER).glob("*.jinja")
+    more = sorted(path for path in found if path.is_file())  # a link to a device has no end
     if not more:
         return default
     others = [{"name": path.stem, "template": _read(path)} for path in more]

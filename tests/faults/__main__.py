@@ -1,0 +1,66 @@
+"""Run the groups of faults, and print how often each came to what end."""
+
+import argparse
+import json
+import random
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.faults import kills, places, signals, sources
+from tests.faults.commands import COMMANDS, Workshop
+from tests.faults.running import load
+
+PLACES = {
+    "odd outputs": places.odd_outputs,
+    "full disks": places.full_disks,
+    "full caches": places.full_caches,
+    "unwritable caches": places.unwritable_caches,
+    "few descriptors": places.few_descriptors,
+    "two at once": places.two_at_once,
+    "removed folders": places.removed_folders,
+}
+
+
+def main() -> int:
+    """Everything that was asked for; 1 if something did not hold."""
+    told = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    told.add_argument("--kills", type=int, default=200)
+    told.add_argument("--signals", type=int, default=3, help="of each kind, to each command")
+    told.add_argument("--seed", type=int, default=0)
+    told.add_argument("--folder", type=Path)
+    told.add_argument("--commands", default="", help="these alone, between semicolons: a;b")
+    told.add_argument("--only", default="", help="kills,signals,sources, or of: " + str([*PLACES]))
+    asked = told.parse_args()
+    with TemporaryDirectory(dir=asked.folder) as folder:
+        names = [name for name in asked.commands.split(";") if name]
+        chosen = tuple(each for each in COMMANDS if not names or each.name in names)
+        found, wrong = _run(Workshop(Path(folder), chosen), asked)
+    print(json.dumps(found, indent=1))
+    return int(wrong)
+
+
+def _run(shop: Workshop, asked: argparse.Namespace) -> tuple[dict[str, object], bool]:
+    load()
+    shop.prepare()
+    chance, wrong, found = random.Random(asked.seed), False, {}
+    groups = {
+        "kills": lambda: kills.kill_all(shop, asked.kills, chance),
+        "signals": lambda: signals.signal_all(shop, asked.signals, chance),
+        "sources": lambda: sources.change_all(shop, chance),
+    } | {name: lambda group=group: group(shop) for name, group in PLACES.items()}
+    wanted = [name for name in asked.only.split(",") if name] or [*groups]
+    for name in wanted:
+        began = time.monotonic()
+        try:
+            found[name] = groups[name]()
+        except AssertionError as error:
+            found[name], wrong = f"WRONG: {error}", True
+        line = f"{name}: {time.monotonic() - began:.0f} s: {found[name]}"
+        print(line, file=sys.stderr, flush=True)
+    return found, wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main())
