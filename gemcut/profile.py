@@ -36,6 +36,15 @@ MOST_BYTES = 1 << 50
 
 
 @dataclass(frozen=True)
+class Kernels:
+    """How fast weights that lie in one layout are multiplied, by their ggml type."""
+
+    by_type: Mapping[str, float] = field(default_factory=dict)  # bytes/s, with one vector
+    batches: Mapping[str, float] = field(default_factory=dict)  # FLOP/s, a matrix with a batch
+    experts: Mapping[str, float] = field(default_factory=dict)  # of experts, each with its share
+
+
+@dataclass(frozen=True)
 class Processor:
     """What computes, with the memory it computes in."""
 
@@ -48,6 +57,10 @@ class Processor:
     flops: float = 0.0  # FLOP/s of products with a whole batch; multiplying and adding count as two
     link: float = 0.0  # bytes/s from the host's (pinned) memory to it; 0 for the host itself
     source: str = "assumed"  # of the numbers: one of SOURCES
+    batches: Mapping[str, float] = field(default_factory=dict)  # FLOP/s by type, as `flops`
+    experts: Mapping[str, float] = field(default_factory=dict)  # of experts, each with its share
+    # The same of types for which a CPU has a layout of its own, in that layout.
+    rearranged: Kernels = field(default_factory=Kernels)
 
     @property
     def room(self) -> int:
@@ -57,6 +70,23 @@ class Processor:
     def rate(self, kind: str) -> float:
         """Bytes/s at which it multiplies weights of a ggml type with one vector."""
         return self.by_type.get(kind.lower(), self.bandwidth)
+
+    def batch_rate(self, kind: str, routed: bool) -> float:
+        """FLOP/s of products of weights of a ggml type, of routed experts or not, with a batch."""
+        kind = kind.lower()
+        known = self.experts if routed and kind in self.experts else self.batches
+        return known.get(kind, self.flops)
+
+    @property
+    def rearranging(self) -> "Processor":
+        """The same with weights in its own layouts."""
+        other = self.rearranged
+        return replace(
+            self,
+            by_type={**self.by_type, **other.by_type},
+            batches={**self.batches, **other.batches},
+            experts={**self.experts, **other.experts},
+        )
 
 
 @dataclass(frozen=True)
@@ -144,18 +174,32 @@ def _profile(document: Mapping[str, Any]) -> Profile:
 
 
 def _processor(raw: Any, what: str) -> Processor:
+    if isinstance(raw, dict):  # files from before layouts were measured apart lack these
+        raw = {"batches": {}, "experts": {}, "rearranged": asdict(Kernels())} | raw
     readers: dict[str, Callable[[Any, str], Any]] = {
         "name": _place,
         "description": _text,
         "memory": _bytes,
         "reserve": _bytes,
         "bandwidth": _rate,
-        "by_type": lambda rates, where: each(_rate, rates, where),
+        "by_type": _rates,
         "flops": amount,
         "link": amount,
         "source": _source,
+        "batches": _rates,
+        "experts": _rates,
+        "rearranged": _kernels,
     }
     return Processor(**fields(raw, what, readers))
+
+
+def _kernels(raw: Any, what: str) -> Kernels:
+    names = ("by_type", "batches", "experts")
+    return Kernels(**fields(raw, what, dict.fromkeys(names, _rates)))
+
+
+def _rates(raw: Any, what: str) -> dict[str, float]:
+    return each(_rate, raw, what)
 
 
 def _text(raw: Any, what: str) -> str:

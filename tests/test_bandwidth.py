@@ -13,7 +13,7 @@ from gemcut.llama.backend import Backend, Buffer, _valid_bytes
 from gemcut.llama.matmul import Products, Sums
 from gemcut.quantize import candidates
 from gemcut.runtime.machine import bandwidth
-from gemcut.runtime.machine.bandwidth import TYPES, measure_rates
+from gemcut.runtime.machine.bandwidth import TYPES, Sample, measure_rates
 from tests.rpc import beside_a_device
 
 MEBI = 1 << 20
@@ -152,16 +152,21 @@ def test_copies_are_timed(memory):
 
 
 def test_the_cpu_is_measured(monkeypatch):
-    """Rates for all types asked for, no link to itself."""
+    """Rates for all types asked for, in both layouts where there are two; no link to itself."""
     monkeypatch.setattr(bandwidth, "_span", lambda device: 32 * MEBI)
     cpu = next(device for device in llama.devices() if device.kind == "cpu")
     told = []
 
     rates = measure_rates(cpu, 1, ("q8_0", "q4_k", "iq2_xxs"), 0.1, tell=lambda *n: told.append(n))
 
-    assert {"q8_0", "q4_k", "iq2_xxs"} == rates.by_type.keys()
-    assert all(1e6 < rate < 1e13 for rate in rates.by_type.values())
-    assert 1e7 < rates.flops < 1e15
+    plain, own = rates.plain, rates.rearranged
+    assert {"q8_0", "q4_k", "iq2_xxs"} == plain.by_type.keys()
+    assert plain.by_type.keys() == plain.batches.keys() == plain.experts.keys()
+    assert own.by_type.keys() == own.batches.keys() == own.experts.keys() <= plain.by_type.keys()
+    for kernels in (plain, own):
+        assert all(1e6 < rate < 1e13 for rate in kernels.by_type.values())
+        assert all(1e6 < rate < 1e15 for rate in {**kernels.batches, **kernels.experts}.values())
+    assert min(plain.batches.values()) <= rates.flops <= max(plain.batches.values())
     assert 0 == rates.link
     assert rates.turn > 0 and rates.operation >= 0
     assert [(0, 3), (1, 3), (2, 3), (3, 3)] == told
@@ -196,6 +201,22 @@ def test_the_fastest_step_counts_on_a_busy_machine(times, found, calm, monkeypat
     assert abs(seconds - found) < 0.1
 
 
+def test_what_was_held_up_is_told_from_one_thread():
+    """Of three types two gained by two threads; the third's threads waited for each other."""
+    samples = {
+        (0, 0, "q4_0"): Sample(12.0, 4.0, 2.0),
+        (0, 0, "q8_0"): Sample(12.0, 3.0, 1.5),
+        (0, 0, "q4_k"): Sample(12.0, 2.0, 6.0, calm=False),
+        (1, 0, "q4_k"): Sample(12.0, 2.0, 4.0, calm=False),
+        (0, 1, "q4_k"): Sample(12.0, 3.0, 2.0),
+    }
+    plain, own = (bandwidth._kernels(samples, layout, calm=True) for layout in (0, 1))
+    assert {"q4_0": 6.0, "q8_0": 8.0, "q4_k": 12.0} == plain.by_type
+    assert {"q4_k": 12.0} == plain.batches
+    assert {"q4_k": 6.0} == own.by_type
+    assert 8.0 == bandwidth._kernels(samples, 1, calm=False).by_type["q4_k"]
+
+
 BESIDE = """
 import functools, json, sys
 from gemcut import llama
@@ -208,7 +229,7 @@ name, = llama.add_rpc(sys.argv[1])
 device = next(device for device in llama.devices() if device.name == name)
 rates = profiles.measure_rates(device, 1)
 profile = profiles.this_machine(1, profiles.Path(sys.argv[2]))
-print(json.dumps([rates.by_type, rates.flops, rates.link, rates.turn, profile.to_dict()]))
+print(json.dumps([rates.plain.by_type, rates.flops, rates.link, rates.turn, profile.to_dict()]))
 """
 
 

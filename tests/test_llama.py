@@ -103,14 +103,14 @@ def test_a_model_knows_its_numbers(model):
     ("damage", "why"),
     [
         (lambda data: b"GGML" + data[4:], "not a GGUF file"),
-        (lambda data: data[: len(data) // 2], "not within the file bounds"),
-        (lambda data: data[:2000], "failed to read key-value pairs"),
+        (lambda data: data[: len(data) // 2], "truncated: .* ends at byte"),
+        (lambda data: data[:2000], "truncated"),
         (lambda data: data.replace(b"gemma4", b"gemmaX"), "unknown model architecture: 'gemmaX'"),
         (lambda data: b"", "not a GGUF file"),
     ],
 )
 def test_a_damaged_file_is_refused(bf16, tmp_path, damage, why):
-    """The error names the file and says, in llama.cpp's words, what is wrong."""
+    """The error names the file and says what is wrong, in our words or in llama.cpp's."""
     path = tmp_path / "damaged.gguf"
     path.write_bytes(damage(bf16.read_bytes()))
 

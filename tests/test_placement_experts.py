@@ -12,7 +12,7 @@ from gemcut.runtime.placement.contents import contents_of
 from gemcut.runtime.placement.given import Given
 from gemcut.runtime.placement.needs import Needs
 from gemcut.runtime.placement.placement import plan_run
-from gemcut.runtime.placement.problem import HOST, LOSS, Item, Option, Problem
+from gemcut.runtime.placement.problem import HOST, LOSS, Aim, Item, Option, Problem
 from gemcut.runtime.placement.program import solve
 from gemcut.runtime.placement.workload import CHAT
 from gemcut.runtime.speed.throughput import Prices
@@ -121,6 +121,23 @@ def test_layers_onto_cards_leave_them_where_they_are(file, given):
 def test_they_are_not_mapped(file):
     with pytest.raises(UsageError, match="load mode mmap"):
         plan_run(file, machine(), Given(load_mode="mmap"))
+
+
+def test_prompts_count_where_time_is_minimised_and_not_where_it_is_bounded():
+    """What takes longer to read may still be decoded as fast as was asked for."""
+    options = (
+        Option("stock", 100, loss=2.0, seconds=(1.0, 1.0)),
+        Option("mixture", 100, loss=1.0, seconds=(1.0, 1.0), hosted=True, reading=3.0),
+    )
+    item = Item("t", options, block=0, roams=True)
+    problem = Problem((item,), room=(1e3, 1e3), caches=(0,), seconds=1.5)
+    taken = [
+        solve(replace(problem, aim=Aim(loss=1, seconds=price, size=0.1)))
+        for price in (0, 0.3, 0.4, 100)
+    ]
+
+    assert [one.chosen["t"].option.name for one in taken] == 2 * ["mixture"] + 2 * ["stock"]
+    assert [(one.seconds, one.reading) for one in taken] == 2 * [(1, 3)] + 2 * [(1, 0)]
 
 
 def test_the_program_keeps_hosted_options_on_the_host():

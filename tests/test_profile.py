@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gemcut.cli import main
 from gemcut.engine import Device
 from gemcut.errors import EngineError, OutputError, ProfileError, UsageError
-from gemcut.profile import Processor, Profile
+from gemcut.profile import Kernels, Processor, Profile
 from gemcut.runtime.machine import cards, profiles
 from gemcut.runtime.machine.bandwidth import TYPES, Rates
 from gemcut.runtime.machine.cards import known_names, named, slowest
@@ -23,13 +23,16 @@ from gemcut.runtime.machine.inspection import inspect_machine
 from gemcut.runtime.machine.profiles import open_profile, this_machine, usable_cards, with_limits
 
 GIBI = 1 << 30
-RATES = Rates({"q8_0": 8.123456e9, "q4_k": 4e9}, 3e10, 0.0, 2e-6, 9e-6, True)
+PLAIN = Kernels({"q8_0": 8.123456e9, "q4_k": 4e9}, {"q4_k": 8e10}, {"q4_k": 10e10})
+OWN = Kernels({"q4_k": 5e9}, {"q4_k": 9e10}, {"q4_k": 4e10})
+RATES = Rates(PLAIN, OWN, 3e10, 0.0, 2e-6, 9e-6, True)
 
 amounts = st.floats(0, 1e15)
 rates = st.floats(1, 1e15)
 names = st.text(st.characters(categories=["L", "N", "P", "Zs"]), max_size=40).filter(
     str.isprintable
 )
+by_type = st.dictionaries(st.sampled_from(TYPES), rates)
 processors = st.builds(
     Processor,
     name=st.just("cpu"),
@@ -37,10 +40,13 @@ processors = st.builds(
     memory=st.integers(0, 1 << 45),
     reserve=st.integers(0, 1 << 40),
     bandwidth=rates,
-    by_type=st.dictionaries(st.sampled_from(TYPES), rates),
+    by_type=by_type,
     flops=amounts,
     link=amounts,
     source=st.sampled_from(["measured", "data sheet", "assumed"]),
+    batches=by_type,
+    experts=by_type,
+    rearranged=st.builds(Kernels, by_type, by_type, by_type),
 )
 machines = st.builds(
     lambda profile, cards: profile.with_cards(tuple(cards)),
@@ -99,6 +105,9 @@ def damaged(**changes):
         damaged(host_bandwidth=1e-320),
         damaged(host_by_type={"q4_k": 0}),
         damaged(host_by_type=[1]),
+        damaged(host_batches={"q4_k": -1}),
+        damaged(host_rearranged={}),
+        damaged(host_rearranged=None, host_experts=[]),
         damaged(host_source="hearsay"),
         damaged(host_description="x" * 201),
         damaged(host_flops=float("inf")),
@@ -328,8 +337,8 @@ def measured(monkeypatch):
     """Counts measurements, which take no time and find what it holds."""
     found = SimpleNamespace(rates=RATES, calls=[])
 
-    def measure(device, threads, rearrange=True, tell=None):
-        found.calls.append((device.name, threads, rearrange))
+    def measure(device, threads, tell=None):
+        found.calls.append((device.name, threads))
         return found.rates
 
     monkeypatch.setattr(profiles, "measure_rates", measure)
@@ -343,11 +352,14 @@ def test_this_machine_is_measured_once(measured, tmp_path):
     this_machine(2, tmp_path)
 
     assert first.host.bandwidth == again.host.bandwidth == 8.12e9
-    assert [1, 2] == [threads for _, threads, _ in measured.calls]
+    assert [1, 2] == [threads for _, threads in measured.calls]
     assert "measured" == first.host.source
     assert inspect_machine().ram_total == first.host.memory
     assert 0 < first.host.room <= first.host.memory
     assert pytest.approx(2e-6) == first.operation
+    assert (4e9, 10e10) == (first.host.rate("q4_k"), first.host.batch_rate("q4_k", True))
+    other = first.host.rearranging
+    assert (5e9, 4e10) == (other.rate("Q4_K"), other.batch_rate("Q4_K", True))
     assert 2 == len(list(tmp_path.iterdir()))
 
 
@@ -363,18 +375,41 @@ def test_a_damaged_cache_is_measured_anew(measured, tmp_path, damage):
     assert 8.12e9 == Profile.read(kept).host.bandwidth
 
 
-def test_a_busy_machine_is_measured_again_later(measured, tmp_path):
-    """Its speeds are doubted, and are kept for a while only."""
+def test_nobody_waits_a_second_time(measured, tmp_path):
+    """A busy machine's speeds are doubted, but kept, however old they are."""
     measured.rates = replace(RATES, calm=False)
     busy = this_machine(1, tmp_path)
-    measured.rates = RATES
-    soon = this_machine(1, tmp_path)
     (kept,) = tmp_path.iterdir()
     os.utime(kept, (0, 0))
     later = this_machine(1, tmp_path)
 
-    assert busy.doubt == soon.doubt > later.doubt
-    assert 2 == len(measured.calls)
+    assert busy.doubt == later.doubt == profiles.BUSY
+    assert 1 == len(measured.calls)
+
+
+def test_measured_anew_the_faster_count(measured, tmp_path):
+    """Each by itself, where other programs were at work; on a calm machine the new ones do."""
+    slow = Kernels({"q8_0": 6e9, "q4_k": 4.5e9}, {"q4_k": 9e10}, {"q4_k": 5e10})
+    measured.rates = Rates(slow, slow, 4e10, 0.0, 1e-6, 9e-6, False)
+    this_machine(1, tmp_path)
+    measured.rates = RATES
+    both = this_machine(1, tmp_path, anew=True).host
+    alone = this_machine(1, tmp_path, anew=True)
+
+    assert {"q8_0": 8.12e9, "q4_k": 4.5e9} == both.by_type
+    assert (9e10, 10e10) == (both.batch_rate("q4_k", False), both.batch_rate("q4_k", True))
+    assert (4e10, 5e10) == (both.flops, both.rearranged.experts["q4_k"])
+    assert {"q8_0": 8.12e9, "q4_k": 4e9} == alone.host.by_type
+    assert profiles.MEASURED == alone.doubt
+    assert alone.host.by_type == this_machine(1, tmp_path).host.by_type
+
+
+def test_files_from_before_layouts_were_measured_are_read():
+    """They have neither batches by type nor a CPU's own layouts."""
+    found = Profile.from_dict(damaged(host_batches=None, host_experts=None), "it")
+    assert {} == found.host.rearranged.by_type
+    document = damaged(host_batches=None, host_experts=None, host_rearranged=None)
+    assert found == Profile.from_dict(document, "it")
 
 
 def test_without_a_cache_it_is_measured_all_the_same(measured, tmp_path, monkeypatch):
@@ -431,14 +466,13 @@ def test_cards_are_those_of_llama_cpp(devices, names):
 
 
 def test_what_others_hold_is_reserved(measured, tmp_path, monkeypatch):
-    """On the card, with room for a context of our own; weights are not rearranged beside it."""
+    """On the card, with room for a context of our own."""
     pretend(monkeypatch, CUDA)
 
     found = this_machine(1, tmp_path)
 
     assert (12 * GIBI, GIBI + profiles.CONTEXT) == (found.cards[0].memory, found.cards[0].reserve)
     assert (64 * GIBI, 4 * GIBI) == (found.host.memory, found.host.reserve)
-    assert [False, True] == [rearrange for _, _, rearrange in measured.calls]
     assert pytest.approx(2 * 9e-6) == found.sync
 
 
@@ -473,6 +507,8 @@ def test_the_doctor_measures_when_asked(measured, tmp_path, monkeypatch):
 
     assert 0 == shown.exit_code
     assert "8.12 GB/s" in shown.stdout
+    assert "4.00 GB/s of weights; batches 80, of experts 100 GFLOP/s; rearranged" in shown.stdout
+    assert 2 == len(measured.calls)
     assert Profile.read(path).host.by_type == document["profile"]["host"]["by_type"]
     assert 2 == doctor.invoke(main, ["doctor", "-o", str(path)]).exit_code
     refused = doctor.invoke(main, ["doctor", "--measure", "-o", str(tmp_path / "none" / "m.json")])

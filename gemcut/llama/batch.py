@@ -64,6 +64,11 @@ class Batch:
         self.struct.n_tokens = begin
         return count
 
+    def take(self, token: int, position: int, seq: int) -> None:
+        """Take one token, which gets logits."""
+        self._token[0], self._pos[0], self._seq[0], self._output[0] = token, position, seq, 1
+        self.struct.n_tokens = 1
+
     def _mark(self, begin: int, end: int, outputs: Outputs) -> int:
         """Note which tokens get logits; how many."""
         if not isinstance(outputs, str):

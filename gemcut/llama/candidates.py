@@ -16,15 +16,19 @@ class Candidates:
     def __init__(self, c: Any, n_vocab: int) -> None:
         self._c = c
         self._data = np.empty(n_vocab, _TOKEN_DATA)
+        # Making these anew for each draw would take longer than drawing.
+        self._ids, self._logits = self._data["id"], self._data["logit"]
+        self._all = np.arange(n_vocab, dtype=np.int32)
+        self._start = self._data.ctypes.data_as(c.llama_token_data_p)
         self._array = c.llama_token_data_array()
         self._gap = 8.0  # below the best logit, where enough tokens were found last time
 
     def take(self, row: NDArray[np.float32], tokens: NDArray[np.intp] | None = None) -> None:
         """Take tokens of a row of logits; all of them by default."""
         size = len(row) if tokens is None else len(tokens)
-        self._data["id"][:size] = np.arange(size) if tokens is None else tokens
-        self._data["logit"][:size] = row if tokens is None else row[tokens]
-        self._array.data = self._data.ctypes.data_as(self._c.llama_token_data_p)
+        self._ids[:size] = self._all[:size] if tokens is None else tokens
+        self._logits[:size] = row if tokens is None else row[tokens]
+        self._array.data = self._start
         self._array.size, self._array.selected, self._array.sorted = size, -1, False
 
     def take_best(self, row: NDArray[np.float32], best: float, wanted: int) -> None:
@@ -59,7 +63,7 @@ class Candidates:
 
     def possible(self) -> int:
         """How many tokens are left that may be drawn."""
-        return int(np.count_nonzero(self._data["logit"][: self._array.size] > -np.inf))
+        return int(np.count_nonzero(self._logits[: self._array.size] > -np.inf))
 
     def drawn(self) -> int | None:
         """The token that was selected; None if none could be."""

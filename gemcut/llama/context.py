@@ -116,6 +116,20 @@ class Context(Sequences):
         """
         return self.run(spans_of(tokens, start, seq, outputs))
 
+    def step(self, token: int, start: int, seq: int = 0) -> NDArray[np.float32]:
+        """Read one token on: `decode` with little around it, for answers token by token.
+
+        Returns and raises as `run` does.
+        """
+        known = 0 <= token < self.n_vocab and 0 <= start < self.n_ctx_seq
+        if not known or self.model.options.no_alloc or self.held(seq) != start:
+            return self.decode([token], start, seq, "last")
+        self._batch.take(token, start, seq)
+        self.logits = self.logits[:0]
+        self._compute()
+        self.logits = self._rows(1)
+        return self.logits
+
     def run(self, spans: Sequence[Span]) -> NDArray[np.float32]:
         """Let any mix of sequences read on in one batch, each at most once.
 

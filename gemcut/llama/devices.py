@@ -43,7 +43,7 @@ def _describe(device: int) -> Device:
 def device_handle(name: str) -> int:
     """ggml's handle of a device. Raises EngineError for a name it does not have."""
     require()
-    found: int | None = function("ggml_backend_dev_by_name")(name.encode())
+    found: int | None = function("ggml_backend_dev_by_name")(name.encode(errors="replace"))
     if found is None:
         known = ", ".join(device.name for device in devices())
         raise EngineError(f"there is no device {name!r}; llama.cpp has {known}")
@@ -122,12 +122,15 @@ def _check_listening(endpoint: str) -> None:
     """ggml ends the process when it cannot connect."""
     try:
         socket.create_connection(_split(endpoint), timeout=5).close()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that no network can have
         raise EngineError(f"{endpoint}: no RPC server answers there: {error}") from error
 
 
 def _split(endpoint: str) -> tuple[str, int]:
     host, _, port = endpoint.rpartition(":")
-    if not host or not port.isdigit():
-        raise EngineError(f"{endpoint!r} is not an endpoint: write host:port, as 127.0.0.1:50052")
-    return host, int(port)
+    number = int(port) if port.isascii() and port.isdecimal() and len(port) < 6 else 1 << 16
+    if not host or not host.isprintable() or number >= 1 << 16:
+        raise EngineError(
+            f"{endpoint!r:.80} is not an endpoint: write host:port, as 127.0.0.1:50052"
+        )
+    return host, number

@@ -14,6 +14,7 @@ import numpy as np
 from gemcut.engine import ModelOptions
 from gemcut.errors import EngineError
 from gemcut.gguf_experts import VERSION_KEY, Stack
+from gemcut.gguf_file import GGUFFile, state_of
 from gemcut.gguf_parts import GGUFParts
 from gemcut.llama.experts_library import library
 from gemcut.llama.owner import Owner
@@ -107,7 +108,7 @@ class Experts(Owner):
     def _table(self, parts: GGUFParts, options: ModelOptions) -> int:
         if parts.missing:
             raise EngineError(f"{self._path}: {parts.missing} of {parts.count} parts are missing")
-        self._descriptors = np.array([self._open(file.path) for file in parts.files], np.int32)
+        self._descriptors = np.array([self._open(file) for file in parts.files], np.int32)
         files, count = self._descriptors.ctypes.data, self._descriptors.size
         validate, repack = options.check_tensors, options.repack
         table = self._library.experts_new(files, count, validate, repack)
@@ -115,12 +116,14 @@ class Experts(Owner):
             raise EngineError(f"{self._path}: no memory for the table of its experts")
         return int(table)
 
-    def _open(self, path: Path) -> int:
+    def _open(self, part: GGUFFile) -> int:
         try:
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            file = os.open(part.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:  # it was there when its header was read
-            raise EngineError(f"{path}: cannot be read: {error.strerror}") from error
+            raise EngineError(f"{part.path}: cannot be read: {error.strerror}") from error
         self._files.callback(os.close, file)
+        if state_of(file) != part.state:
+            raise EngineError(f"{part.path}: was changed while it was opened: try again")
         return file
 
     def _add(self, stack: Stack) -> None:

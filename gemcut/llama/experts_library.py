@@ -6,7 +6,9 @@ cache. It is found there by what it was made of, so that no old one is ever load
 
 import ctypes
 import hashlib
+import os
 import platform
+import struct
 import sys
 from functools import cache
 from pathlib import Path
@@ -20,6 +22,7 @@ from gemcut.user_cache import cache_folder
 
 BUILD = "gemcut build-experts"
 _PLACES = ("ggml-base", "ggml-cpu", "ggml")
+_ELF = struct.Struct("<40xQ10xHH2x")  # of 64 bits: where the sections' table is, its entries
 _pointer, _text, _int = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int32
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "experts_names": (ctypes.POINTER(_text), []),
@@ -68,6 +71,23 @@ def library_file() -> Path:
     return cache_folder() / "experts" / (digest.hexdigest()[:24] + suffix)
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a library is there and was not cut short, which would end the process that loads it:
+    the last thing in an ELF file is the table that its header tells the place of.
+    """
+    try:
+        with path.open("rb") as file:
+            head, size = file.read(_ELF.size), os.fstat(file.fileno()).st_size
+    except OSError:
+        return False
+    if len(head) < _ELF.size:
+        return False
+    if not head.startswith(b"\x7fELF\x02"):  # another format, whose loader looks for itself
+        return True
+    table, entry_size, entries = _ELF.unpack(head)
+    return bool(table + entry_size * entries <= size)
+
+
 @cache
 def library() -> ctypes.CDLL:
     """The library, known to llama.cpp from the first call on.
@@ -77,10 +97,10 @@ def library() -> ctypes.CDLL:
     """
     require()
     path = library_file()
-    if not path.is_file():
+    if not is_whole(path):
         raise EngineError(
-            f"the library that runs types per expert is not built: run `{BUILD}`, or make a stock "
-            "file with `gemcut convert FILE -o STOCK.gguf`"
+            f"the library that runs types per expert is not built, or is damaged: run `{BUILD}`, "
+            "or make a stock file with `gemcut convert FILE -o STOCK.gguf`"
         )
     try:
         found = ctypes.CDLL(str(path))

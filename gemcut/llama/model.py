@@ -2,13 +2,12 @@
 
 import ctypes
 import os
-import signal
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from threading import current_thread, main_thread
 from typing import Any, Self
 
 import numpy as np
@@ -19,11 +18,11 @@ from gemcut.errors import EngineError, TextError
 from gemcut.llama.devices import add_rpc
 from gemcut.llama.experts import Experts, is_marked
 from gemcut.llama.library import log, require
+from gemcut.llama.loadable import check_loadable
 from gemcut.llama.owner import Owner
 from gemcut.llama.params import model_params
 from gemcut.llama.refusal import refusal
-
-Progress = Callable[[float], None]
+from gemcut.llama.report import Progress, Report
 
 
 class Model(Owner):
@@ -62,7 +61,9 @@ class Model(Owner):
                 where it has some.
         """
         path, options = Path(path), options or ModelOptions()
-        if not is_marked(path):
+        per_expert = is_marked(path)
+        check_loadable(path)
+        if not per_expert:
             return cls._loaded(path, options, on_progress, None)
         # Its bytes come through us, so that llama.cpp has nothing to map.
         options = replace(options, load_mode="none")
@@ -80,7 +81,7 @@ class Model(Owner):
         for endpoint in options.rpc:
             add_rpc(endpoint)
         params, kept = model_params(c, options, experts.overrides if experts else ())
-        report = _Report(progress)
+        report = Report(progress)
         callback = c.llama_progress_callback(report)
         params.progress_callback = callback
         mark = log.count
@@ -221,6 +222,21 @@ class Model(Owner):
                 return out[:count].copy()
             room = -count
 
+    def least_tokens(self, text: str) -> int:
+        """How many tokens a text has at least, told in no time: tokenizing takes a second for each
+        few MB. 0 where words are replaced before they are looked up."""
+        c = self._c
+        if c.llama_vocab_type(self.vocab) not in (c.LLAMA_VOCAB_TYPE_SPM, c.LLAMA_VOCAB_TYPE_BPE):
+            return 0
+        return len(text) // self._longest  # a character has a byte at least
+
+    @cached_property
+    def _longest(self) -> int:
+        """Bytes of the longest token, as the vocabulary spells it: what it stands for is no longer
+        (a space has three bytes there, a byte up to two)."""
+        text, vocab = self._c.llama_vocab_get_text, self.vocab
+        return max((len(text(vocab, token)) for token in range(self.n_vocab)), default=1) or 1
+
     def piece(self, token: int, special: bool = False) -> bytes:
         """The bytes a token stands for, often part of a character; control tokens if `special`.
 
@@ -244,39 +260,6 @@ class Model(Owner):
     def _check_token(self, token: int) -> None:
         if not 0 <= token < self.n_vocab:
             raise EngineError(f"token {token} is not in the vocabulary of {self.n_vocab}")
-
-
-class _Report:
-    """llama.cpp's progress callback; an exception ends the loading and is raised after it."""
-
-    def __init__(self, on_progress: Progress | None) -> None:
-        self._on_progress = on_progress
-        self.failure: BaseException | None = None
-
-    def __call__(self, fraction: float, _: object) -> bool:
-        try:
-            if self._on_progress:
-                self._on_progress(fraction)
-        except BaseException as error:  # KeyboardInterrupt too: C cannot pass it on
-            self.failure = error
-        return self.failure is None
-
-    @contextmanager
-    def interrupted(self) -> Iterator[None]:
-        """Ctrl-C ends the loading as an exception of the callback does: raised amid C, Python would
-        print it and go on."""
-        before = signal.getsignal(signal.SIGINT)
-        if before is not signal.default_int_handler or current_thread() is not main_thread():
-            yield
-            return
-        signal.signal(signal.SIGINT, self._interrupt)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-    def _interrupt(self, number: int, frame: object) -> None:
-        self.failure = KeyboardInterrupt()
 
 
 def _read(getter: Any, *arguments: Any) -> str | None:

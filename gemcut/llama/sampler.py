@@ -1,5 +1,6 @@
 """Drawing the next token from the logits of a context."""
 
+import math
 from collections.abc import Iterator
 from ctypes import byref, c_int32
 from typing import Any
@@ -170,5 +171,5 @@ def _banned(c: Any, model: Model) -> list[int]:
 
 
 def _check_finite(best: float) -> None:
-    if not np.isfinite(best):
+    if not math.isfinite(best):
         raise EngineError("the model's logits are not numbers: is the file damaged?")

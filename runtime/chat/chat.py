@@ -16,7 +16,7 @@ from gemcut.llama import Context, Model
 from gemcut.runtime.chat.generator import Generator
 from gemcut.runtime.chat.timing import Timing
 from gemcut.runtime.language.pieces import Piece, Splitter
-from gemcut.runtime.language.prompt import open_template, prompt_tokens
+from gemcut.runtime.language.prompt import check_length, open_template, prompt_tokens
 from gemcut.runtime.language.template import Message
 from gemcut.runtime.language.thoughts import opens_thought, thought_of
 
@@ -158,6 +158,7 @@ class Chat(Closing):
         Raises:
             ContextFull, EngineError: at once, if the text does not fit the context, or is empty.
         """
+        check_length(self.model, prompt, self.context.n_ctx_seq)
         tokens = prompt_tokens(self.model, prompt, special=False)
         splitter = Splitter(self.model, stops=self.stops)
         return self.generator.answer(tokens, self.sampling, splitter, max_tokens)

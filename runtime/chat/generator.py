@@ -165,7 +165,10 @@ class Generator(Closing):
 
     def _decode(self, tokens: list[int], outputs: Literal["last", "none"]) -> None:
         try:
-            self.context.decode(tokens, start=len(self.read), outputs=outputs)
+            if outputs == "last" and len(tokens) == 1:
+                self.context.step(tokens[0], len(self.read))
+            else:
+                self.context.decode(tokens, start=len(self.read), outputs=outputs)
         except EngineError:
             self._reader.drop()  # who knows what the cache holds: it is read again
             raise

@@ -10,7 +10,7 @@ from pathlib import Path
 from gemcut import ggml
 from gemcut.engine import INSTALL
 from gemcut.errors import EngineError
-from gemcut.llama.experts_library import library_file, sources
+from gemcut.llama.experts_library import is_whole, library_file, sources
 
 _FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden")
 _PATIENCE = 600  # seconds
@@ -32,17 +32,17 @@ def compiler() -> list[str]:
 
 def is_built() -> bool:
     """Whether the library for this gemcut and this llama-cpp-python is there."""
-    return library_file().is_file()
+    return is_whole(library_file())
 
 
 def build() -> Path:
-    """Compile the library if it is not there; where it is.
+    """Compile the library if it is not there, or damaged; where it is.
 
     Raises:
         EngineError: there is no compiler, there are no headers of ggml, or it did not compile.
     """
     path = library_file()
-    if path.is_file():
+    if is_whole(path):
         return path
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:

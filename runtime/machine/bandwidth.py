@@ -1,15 +1,20 @@
-"""How fast a device reads weights of each type, measured in seconds without a model.
+"""How fast a device multiplies weights of each type, measured in seconds without a model.
 
 Products with one vector on tensors that no cache holds, as experts are computed: what a token
-costs. Products with a batch: what a prompt costs. And what it costs to speak to the device at all.
-Other programs only ever make a step slower, so where steps differ much the fastest is kept, and
-the result says that the machine was not calm.
+costs. Products with a batch, of a matrix and of experts: what a prompt costs. All of it in both
+layouts where a CPU has one of its own: which is faster depends on the CPU, the type and the phase,
+by up to a factor of two. And what it costs to speak to the device at all.
+
+Other programs only ever make a step slower, so where steps differ much the fastest is kept, and the
+result says that the machine was not calm. Threads wait for each other, so one that is held up holds
+up all; of one thread's own seconds no other program has a share. So there it counts what one thread
+does, times what all of them gained in the measurements that were least disturbed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from statistics import median
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from statistics import harmonic_mean, median
 from time import perf_counter
 
 from gemcut import ggml
@@ -17,6 +22,7 @@ from gemcut.engine import Device
 from gemcut.errors import EngineError
 from gemcut.llama.backend import Backend, Buffer
 from gemcut.llama.matmul import Products, Sums
+from gemcut.profile import Kernels
 
 # What a plan may choose, and what the models that it starts from hold.
 TYPES = tuple(
@@ -29,30 +35,60 @@ _SHAPE = (1024, 2048)  # an expert's matrix in the models of today
 _LARGE = (4096, 2048)  # for a card's batches
 _MANY, _SHORT = 16, 2e-3  # products at once, if one alone takes fewer seconds
 _USED = 4  # experts of one product; few, so that a step is short beside a scheduler's interruption
+# A CPU's batches: fewer rows and vectors, so that slow types take milliseconds, too. An expert's
+# share is 32 vectors, as of 512 tokens that use 8 of 128.
+_ROWS, _DENSE_BATCH, _SHARE = 256, 128, 32
 _LEAST, _MOST = 3, 400  # steps that are timed
 _CALM = 1.5  # median over fast end, above which something else was running
+_DISTURBED = 0.25  # share of the measurements, above which the machine was not calm
+_SEEN = 8  # disturbed measurements, after which a machine is taken to be busy
+_LUCKY = 0.75  # share of the measurements whose gain from more threads is no larger
 
 Tell = Callable[[int, int], None]  # types done, types in all
+_READ, _DENSE, _ROUTED = range(3)  # with one vector; with a batch, a matrix or experts
+_PLAIN, _OWN = range(2)  # layouts
 
 
 @dataclass(frozen=True)
 class Rates:
     """What one device does. Seconds, bytes/s and FLOP/s."""
 
-    by_type: Mapping[str, float]  # bytes/s of encoded weights, products with one vector
-    flops: float  # products with a batch of 512
+    plain: Kernels  # weights as they are in files
+    rearranged: Kernels  # in a CPU's own layouts, those types that have one
+    flops: float  # products with a batch of plain weights
     link: float  # bytes/s from the host's memory, pinned if the device offers that; of a CPU 0
     operation: float  # seconds of an operation that is no product: an addition of 2048 numbers
     turn: float  # seconds to have the smallest computation done and read its result
-    calm: bool  # False: other programs took so much that steps differed by half
+    calm: bool  # False: other programs took so much that steps often differed by half
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measurement: work of a step, in bytes or FLOP, and seconds that it takes."""
+
+    work: float
+    alone: float  # one thread
+    together: float | None  # all; None: on a busy machine it was not tried
+    calm: bool = True  # whether nothing held them up
+
+    @property
+    def best(self) -> float:
+        """Seconds by as many threads as were fastest."""
+        return min(self.alone, self.together or self.alone)
+
+    def rate(self, gain: float | None = None) -> float:
+        """Work per second, as measured, or with such a gain from more threads than one."""
+        return self.work / (self.best if gain is None else self.alone / gain)
+
+
+Samples = Mapping[tuple[int, int, str], Sample]  # by phase, layout and type
 
 
 def measure_rates(
     device: Device,
     threads: int,
     types: Sequence[str] | None = None,
-    seconds: float = 3.0,
-    rearrange: bool = True,
+    seconds: float = 2.0,
     tell: Tell = lambda done, total: None,
 ) -> Rates:
     """Measure one device.
@@ -60,8 +96,8 @@ def measure_rates(
     Args:
         threads: of a CPU.
         types: ggml names; None: all that a plan may choose. What the device lacks is left out.
-        seconds: to spend on it about, without what preparing takes.
-        rearrange: let a CPU keep weights in its own layouts, as llama.cpp does without a card.
+        seconds: to spend on products with one vector about; the rest takes what it takes.
+        tell: told (types measured, types in all).
 
     Raises:
         EngineError: the device does not start, or has no memory free.
@@ -69,28 +105,55 @@ def measure_rates(
     """
     names = TYPES if types is None else types
     kinds = [ggml.type_named(name) for name in names]
-    meter = _Meter(device.kind == "cpu", threads, _share(device, threads, seconds, len(kinds)))
+    cpu = device.kind == "cpu"
+    meter = _Meter(cpu, threads, _share(device, threads, seconds, len(kinds)))
     with ExitStack() as stack:
-        backend = stack.enter_context(Backend(device.name, threads))
-        layouts = backend.layouts() if rearrange else backend.layouts()[-1:]
-        size = _span(device)
-        memories = [stack.enter_context(Buffer(backend, size, layout)) for layout in layouts]
-        by_type = {}
+        backend, size = stack.enter_context(Backend(device.name, threads)), _span(device)
+        made = (Buffer(backend, size, layout) for layout in backend.layouts())
+        *own, plain = map(stack.enter_context, made)
+        samples: dict[tuple[int, int, str], Sample] = {}
         for done, kind in enumerate(kinds):
             tell(done, len(kinds))
-            if rate := meter.read(memories, kind):
-                by_type[kind.name] = rate
+            samples |= meter.measure(kind, plain, own)
         tell(len(kinds), len(kinds))
-        flops = meter.multiply(memories)
+        as_is, own_way = (_kernels(samples, layout, meter.calm) for layout in (_PLAIN, _OWN))
+        flops = _usual(as_is) if cpu else meter.multiply(plain)
         turn, operation = meter.speak(backend)
-        link = 0.0 if device.kind == "cpu" else _link(memories[-1])
-    return Rates(by_type, flops, link, operation, turn, meter.calm)
+        link = 0.0 if cpu else _link(plain)
+    return Rates(as_is, own_way, flops, link, operation, turn, meter.calm)
+
+
+def _kernels(samples: Samples, layout: int, calm: bool) -> Kernels:
+    """The rates of all types in a layout."""
+    found: tuple[dict[str, float], ...] = {}, {}, {}
+    for (phase, at, name), sample in samples.items():
+        if at == layout:
+            trusted = calm and sample.calm
+            found[phase][name] = sample.rate(None if trusted else _gain(samples, phase))
+    return Kernels(*found)
+
+
+def _gain(samples: Samples, phase: int) -> float:
+    """What more threads gain in a phase if they are not held up: of batches, which memory does not
+    hold up, no less than of products with one vector."""
+    found = [1.0]
+    for each in {phase, _READ}:
+        tried = [s for (at, _, _), s in samples.items() if at == each and s.together is not None]
+        gains = sorted(sample.alone / sample.best for sample in tried)
+        found += gains[int(_LUCKY * (len(gains) - 1)) :][:1]
+    return max(found)
 
 
 def _share(device: Device, threads: int, seconds: float, types: int) -> float:
-    """Seconds for one measurement: of each type, of batches, and of what cannot be too small."""
+    """Seconds for one measurement that takes long enough to be repeated."""
     times = 2 if device.kind == "cpu" and threads > 1 else 1
-    return seconds / times / (types + len(_GEMM) + 2)
+    return seconds / times / (types + 2)
+
+
+def _usual(kernels: Kernels) -> float:
+    """FLOP/s of the types of most weights, of those that were measured."""
+    usual = [rate for name in _GEMM if (rate := kernels.batches.get(name))]
+    return harmonic_mean(usual or [*kernels.batches.values()] or [0.0])
 
 
 def _span(device: Device) -> int:
@@ -106,36 +169,56 @@ class _Meter:
     """Takes times, and remembers whether the machine was calm."""
 
     def __init__(self, cpu: bool, threads: int, seconds: float) -> None:
-        self._cpu, self._threads, self._seconds, self.calm = cpu, threads, seconds, True
+        self._cpu, self._threads, self._seconds = cpu, threads, seconds
+        self._taken = self._disturbed = 0
 
-    def read(self, memories: Sequence[Buffer], kind: ggml.Type) -> float:
-        """Bytes/s of products with one vector; 0 if the device does not multiply the type."""
+    @property
+    def calm(self) -> bool:
+        """Whether few measurements were disturbed."""
+        return self._disturbed <= _DISTURBED * self._taken
+
+    def measure(self, kind: ggml.Type, plain: Buffer, own: Sequence[Buffer]) -> Samples:
+        """A type in all phases, plain and in a layout of the device's own, where it has one."""
+        found = {}
+        for phase in (_READ, _DENSE, _ROUTED) if self._cpu else (_READ,):
+            for layout, memories in ((_PLAIN, [plain]), (_OWN, own)):
+                with self._products(phase, memories, kind) as products:
+                    if products:
+                        work = products.step_flops if phase else products.step_bytes
+                        sample = self._time(products, 0.0 if phase else self._seconds)
+                        found[phase, layout, kind.name] = replace(sample, work=work)
+        return found
+
+    def _products(
+        self, phase: int, memories: Sequence[Buffer], kind: ggml.Type
+    ) -> AbstractContextManager[Products | None]:
+        if phase == _DENSE:
+            return _first(memories, kind, (_ROWS, _SHAPE[1]), 1, _DENSE_BATCH)
+        if phase == _ROUTED:
+            return _first(memories, kind, (_ROWS, _SHAPE[1]), _USED, _SHARE, _USED)
         matrix = _SHAPE[0] * kind.row_bytes(_SHAPE[1])
         # A card is told once for many products: each alone would be over before it is asked about.
-        most = memories[0].size // 2 // matrix
+        most = memories[0].size // 2 // matrix if memories else 0
         count = _USED if self._cpu else max(_USED, most // _USED * _USED)
-        with _first(memories, kind, _SHAPE, count, used=_USED) as products:
-            return products.step_bytes / self._time(products) if products else 0.0
+        return _first(memories, kind, _SHAPE, count, used=_USED)
 
-    def multiply(self, memories: Sequence[Buffer]) -> float:
-        """FLOP/s of products with a batch, over types of which a model may have most."""
+    def multiply(self, memory: Buffer) -> float:
+        """FLOP/s of a card's products with a batch, over types of which a model may have most."""
         flops = seconds = 0.0
         for name in _GEMM:
-            done, time = self._batch(memories, ggml.type_named(name), 1)
-            if 0 < time < _SHORT and not self._cpu:
-                # Telling a card takes part of that: many at once.
-                done, time = self._batch(memories, ggml.type_named(name), _MANY)
+            done, time = self._batch(memory, ggml.type_named(name), 1)
+            if done and time < _SHORT:  # telling a card takes part of that: many at once
+                done, time = self._batch(memory, ggml.type_named(name), _MANY)
             flops, seconds = flops + done, seconds + time
         return flops / seconds if seconds else 0.0
 
-    def _batch(
-        self, memories: Sequence[Buffer], kind: ggml.Type, count: int
-    ) -> tuple[float, float]:
+    def _batch(self, memory: Buffer, kind: ggml.Type, count: int) -> tuple[float, float]:
         """FLOP of a step and its seconds; 0 if the device does not multiply the type."""
-        rows, columns = _LARGE if not self._cpu else _SHAPE
-        most = memories[0].size // (2 * rows * kind.row_bytes(columns))
-        with _first(memories, kind, (rows, columns), min(count, most), batch=_BATCH) as products:
-            return (products.step_flops, self._time(products)) if products else (0.0, 0.0)
+        most = memory.size // (2 * _LARGE[0] * kind.row_bytes(_LARGE[1]))
+        with _first([memory], kind, _LARGE, min(count, most), batch=_BATCH) as products:
+            if products is None:
+                return 0.0, 0.0
+            return products.step_flops, self._time(products, self._seconds).best
 
     def speak(self, backend: Backend) -> tuple[float, float]:
         """Seconds of the smallest computation, and of one operation more."""
@@ -143,28 +226,26 @@ class _Meter:
         times: list[float] = []
         for count in (few, many):
             with Sums(backend, count) as sums:
-                times.append(self._time(sums))
+                times.append(self._time(sums, self._seconds).best)
         return times[0], max(0.0, times[1] - times[0]) / (many - few)
 
-    def _time(self, products: Products | Sums) -> float:
-        """Seconds of a step.
-
-        Threads wait for each other, so one that is interrupted holds up all, step after step. On a
-        busy machine one thread alone may be faster: then that is what is known.
-        """
+    def _time(self, products: Products | Sums, seconds: float) -> Sample:
+        """A step, measured for so many seconds."""
+        self._taken += 1
         if not self._cpu or self._threads == 1:
-            return self._steps(products)
+            time, calm = _fast_end(products.step, seconds)
+            self._disturbed += not calm
+            return Sample(0.0, time, time, calm)
         products.backend.set_threads(1)
-        alone = self._steps(products)
+        alone, _ = _fast_end(products.step, seconds)
+        if self._disturbed > _SEEN and not self.calm:  # threads that wait would only take longer
+            self._disturbed += 1
+            return Sample(0.0, alone, None, False)
         products.backend.set_threads(self._threads)
-        together = self._steps(products)
-        self.calm &= together < _CALM * alone
-        return min(alone, together)
-
-    def _steps(self, products: Products | Sums) -> float:
-        seconds, calm = _fast_end(products.step, self._seconds)
-        self.calm &= calm
-        return seconds
+        together, calm = _fast_end(products.step, seconds)
+        calm &= together < _CALM * alone
+        self._disturbed += not calm
+        return Sample(0.0, alone, together, calm)
 
 
 def _fast_end(step: Callable[[], float], seconds: float) -> tuple[float, bool]:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -98,7 +99,7 @@ class Machine:
 def inspect_machine() -> Machine:
     """Look at this machine. What is missing becomes advice instead of an error."""
     backends, devices, trouble = _engine()
-    total, available = _memory()
+    total, available = _memory(devices)
     return Machine(
         system=f"{platform.platform(terse=True)}, Python {platform.python_version()}",
         cpu=_cpu_name(),
@@ -167,8 +168,11 @@ def _cpu_name() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def _memory() -> tuple[int, int | None]:
+def _memory(devices: Sequence[Device] = ()) -> tuple[int, int | None]:
     """Total and available RAM in bytes, no more than the cgroups leave."""
+    if not hasattr(os, "sysconf"):  # on Windows; llama.cpp asks the system in its own way
+        host = next((device for device in devices if device.kind == "cpu"), None)
+        return (host.total, host.free) if host else (0, None)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if sys.platform == "darwin":
         return total, _free_on_mac()

@@ -3,17 +3,16 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from statistics import median
-from time import time
 
 from gemcut import llama
 from gemcut.engine import PINNED, Device
 from gemcut.errors import EngineError, OutputError, ProfileError, UsageError
-from gemcut.profile import HOST, MOST_BYTES, VERSION, Processor, Profile
+from gemcut.profile import HOST, MOST_BYTES, VERSION, Kernels, Processor, Profile
 from gemcut.runtime.machine.bandwidth import TYPES, Rates, Tell, measure_rates
 from gemcut.runtime.machine.cards import HOST_RESERVE, SYNC, named, slowest
 from gemcut.runtime.machine.inspection import Machine, inspect_machine
@@ -35,7 +34,6 @@ CONTEXT = 330 << 20
 # by 4 % where it was fitted and says nothing about heat or other programs. Busy: the rates, too,
 # were taken while other programs ran. Assumed: cards of one size differ by a factor of two.
 MEASURED, BUSY, ASSUMED = 0.15, 0.3, 0.5
-_TRY_AGAIN = 600  # seconds for which a busy machine's speeds have to do
 _FARAWAY = "a device of another machine"  # its description would name that machine
 
 
@@ -43,16 +41,19 @@ def this_machine(
     threads: int | None = None,
     cache: Path | None = None,
     tell: Tell = lambda done, total: None,
+    anew: bool = False,
 ) -> Profile:
     """The profile of this machine: memory as it is now, speeds measured once.
 
     The first time takes seconds; speeds are kept until llama.cpp, the devices or the number of
-    threads are others; those of a busy machine, which its doubt tells, for ten minutes.
+    threads are others. Nobody waits for them a second time: those of a busy machine, which its
+    doubt tells, are kept, too, until somebody asks for new ones.
 
     Args:
         threads: of the CPU; None: what computations use by default.
         cache: the folder that keeps them; None: gemcut's in the user's cache.
         tell: told (types measured, types in all), for each device anew.
+        anew: measure again. What other programs made slower, then or now, does not count.
 
     Raises:
         EngineError: llama.cpp is missing, or a device does not compute.
@@ -63,9 +64,12 @@ def this_machine(
         raise EngineError(machine.advice[0] if machine.advice else "llama.cpp sees no CPU")
     cards, threads = usable_cards(machine.devices), threads or machine.threads
     path = (cache or cache_folder()) / f"machine-{_key(machine, threads)}.json"
-    with suppress(ProfileError):
-        return _with_memory(_kept(path, len(cards)), machine, cards)
+    kept = _kept(path, len(cards))
+    if kept and not anew:
+        return _with_memory(kept, machine, cards)
     found = _measure(machine, host, cards, threads, tell)
+    if kept and max(kept.doubt, found.doubt) >= BUSY:
+        found = _faster(kept, found)
     with suppress(OSError, OutputError):  # without a cache it is measured again
         path.parent.mkdir(parents=True, exist_ok=True)
         found.write(path)
@@ -153,22 +157,56 @@ def _check_room(place: Processor, what: str) -> None:
         )
 
 
-def _kept(path: Path, cards: int) -> Profile:
-    """The speeds in a file of the cache. Raises ProfileError: there are none to go on with."""
-    found = Profile.read(path)
-    if len(found.cards) != cards:
-        raise ProfileError(f"{path}: {len(found.cards)} cards, wanted {cards}")
-    with suppress(OSError):
-        if found.doubt >= BUSY and time() - path.stat().st_mtime > _TRY_AGAIN:
-            raise ProfileError(f"{path}: measured on a busy machine")
-    return found
+def _kept(path: Path, cards: int) -> Profile | None:
+    """The speeds in a file of the cache; None: there are none to go on with."""
+    try:
+        found = Profile.read(path)
+    except ProfileError:
+        return None
+    return found if len(found.cards) == cards else None
+
+
+def _faster(one: Profile, other: Profile) -> Profile:
+    """The faster of two measurements' speeds, each by itself: nothing makes them too fast."""
+    places = [_fastest(*pair) for pair in zip(one.places, other.places, strict=True)]
+    return replace(
+        other,
+        host=places[0],
+        cards=tuple(places[1:]),
+        operation=min(one.operation, other.operation),
+        sync=min(one.sync, other.sync),
+        doubt=min(one.doubt, other.doubt),
+    )
+
+
+def _fastest(one: Processor, other: Processor) -> Processor:
+    first, second = one.rearranged, other.rearranged
+    return replace(
+        other,
+        bandwidth=max(one.bandwidth, other.bandwidth),
+        by_type=_more(one.by_type, other.by_type),
+        flops=max(one.flops, other.flops),
+        link=max(one.link, other.link),
+        batches=_more(one.batches, other.batches),
+        experts=_more(one.experts, other.experts),
+        rearranged=Kernels(
+            _more(first.by_type, second.by_type),
+            _more(first.batches, second.batches),
+            _more(first.experts, second.experts),
+        ),
+    )
+
+
+def _more(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """The larger of both under each name."""
+    return {name: max(rate, one.get(name, 0.0)) for name, rate in other.items()}
 
 
 def _measure(
     machine: Machine, host: Device, cards: Sequence[Device], threads: int, tell: Tell
 ) -> Profile:
     """The speeds; memory is filled in later."""
-    rates = measure_rates(host, threads, rearrange=not cards, tell=tell)
+    rates = measure_rates(host, threads, tell=tell)
     others = [measure_rates(card, threads, tell=tell) for card in cards]
     calm = all(each.calm for each in (rates, *others))
     return Profile(
@@ -186,18 +224,27 @@ def _measure(
 
 
 def _processor(name: str, description: str, rates: Rates) -> Processor:
-    usual = rates.by_type.get("q8_0") or median(rates.by_type.values())
+    plain = _kernels(rates.plain)
+    usual = plain.by_type.get("q8_0") or median(plain.by_type.values())
     return Processor(
         name=name,
         description="".join(c for c in description if c.isprintable())[:200],
         memory=0,
         reserve=0,
-        bandwidth=_rounded(usual),
-        by_type={kind: _rounded(rate) for kind, rate in rates.by_type.items()},
+        bandwidth=usual,
+        by_type=plain.by_type,
         flops=_rounded(rates.flops),
         link=_rounded(rates.link),
         source="measured",
+        batches=plain.batches,
+        experts=plain.experts,
+        rearranged=_kernels(rates.rearranged),
     )
+
+
+def _kernels(found: Kernels) -> Kernels:
+    tables = (found.by_type, found.batches, found.experts)
+    return Kernels(*({kind: _rounded(rate) for kind, rate in each.items()} for each in tables))
 
 
 def _rounded(measured: float) -> float:
@@ -234,5 +281,6 @@ def _faraway(device: Device) -> bool:
 def _key(machine: Machine, threads: int) -> str:
     """A digest of all that speeds depend on."""
     devices = [(d.name, d.description, d.kind, d.total) for d in machine.devices]
-    what = [VERSION, PINNED, machine.cpu, threads, machine.backends, devices, TYPES]
+    rates = [each.name for each in fields(Rates)]
+    what = [VERSION, PINNED, machine.cpu, threads, machine.backends, devices, TYPES, rates]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]

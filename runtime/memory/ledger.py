@@ -31,7 +31,8 @@ from gemcut.runtime.memory.tensors import Placed, homes, staged_bytes
 # come out of that, and is in `Processor.reserve` here.
 CARD_MARGIN = 256 << 20
 # On the host: the interpreter, its libraries and a vocabulary of 262144 tokens, which were 88 MB,
-# the CPU's own copies of activations, a server and its texts.
+# the CPU's own copies of activations (with types per expert 16 MiB of rows more, or those of one
+# expert in a ubatch), a server and its texts.
 HOST_MARGIN = 512 << 20
 LEAST_OFFLOADED = 32  # tokens of a ubatch that a card computes with the host's experts (ggml-cuda)
 

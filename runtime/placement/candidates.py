@@ -20,6 +20,9 @@ _BATCH = 2048  # tokens handed to llama.cpp at once, if a ubatch is not larger
 # Of a copy out of pinned memory: how fast one out of a mapped file is. Reported: prompts were read
 # at 166 tokens/s out of a mapping and at 379 out of pinned memory, nearly all of it copying.
 _UNPINNED = 0.44
+# What weights have to save of a request to be rearranged, if the file could just be mapped: every
+# start reads and rearranges them again, and processes do not share them.
+_COPYING = 1.05
 
 
 @dataclass(frozen=True)
@@ -41,18 +44,29 @@ class Loading:
         """Whether they can: not with a layout that cards do not read."""
         return self.op_offload and not (self.no_host and self.repack)
 
+    @property
+    def effort(self) -> float:
+        """What a request's seconds are taken times, to compare: a copy has to be worth it."""
+        return _COPYING if self.mapped and self.repack else 1.0
+
     def computing(self, context: ContextOptions, profile: Profile) -> ContextOptions:
         """The context as its memory and speed are predicted: only cards that copies reach compute
         with the host's weights."""
         linked = any(card.link for card in profile.cards)
         return replace(context, op_offload=self.offloads and linked)
 
+    def rearranged(self, profile: Profile) -> bool:
+        """Whether the CPU has weights in its own layout: pinned memory of a card's goes first."""
+        return self.repack and (self.no_host or not any(card.link for card in profile.cards))
+
     def priced(self, profile: Profile) -> Profile:
-        """The profile with what copies to cards take for weights that lie so."""
+        """The profile with what products on the host, and copies to cards, take for weights that
+        lie so."""
+        host = profile.host.rearranging if self.rearranged(profile) else profile.host
         pinned = not self.mapped and not self.no_host
         share = (1.0 if pinned else _UNPINNED) if self.offloads else 0.0
         cards = tuple(replace(card, link=card.link * share) for card in profile.cards)
-        return replace(profile, cards=cards)
+        return replace(profile, host=host, cards=cards)
 
 
 @dataclass(frozen=True)
@@ -138,16 +152,19 @@ def _ubatches(given: Given, n_ctx: int, prompt: int) -> list[int]:
 
 
 def _loadings(given: Given, profile: Profile) -> list[Loading]:
-    """With cards that can compute with the host's weights: pinned for these, or in the CPU's own
-    layout. Without: in the CPU's layout, out of a mapped file unless cards take most of it."""
+    """With cards that can compute with the host's weights: pinned for these, or not. Without: out
+    of a mapped file unless cards take most of it. The CPU computes with weights as they are in the
+    file, or in its own layout; what that changes nobody has measured of machines that are not here,
+    so there they lie as llama.cpp has them by default."""
+    layouts = (False, True) if profile.host.rearranged.by_type else (True,)
     if any(card.link for card in profile.cards):
         plain = given.no_host or False  # not pinned: cards read it only as it is in the file
-        ways = [Loading("none", not plain, plain, True), Loading("none", True, True, False)]
+        ways = [Loading("none", not plain, plain, True)]
+        ways += [Loading("none", repack, True, False) for repack in layouts]
         ways = [way for way in ways if given.op_offload in (None, way.op_offload)]
-    elif profile.cards:
-        ways = [Loading("none", True, False, True)]
     else:
-        ways = [Loading("mmap", True, False, True)]
+        mode = "none" if profile.cards else "mmap"
+        ways = [Loading(mode, repack, False, True) for repack in layouts]
     said = {
         name: value
         for name in ("load_mode", "repack", "no_host", "op_offload")

@@ -1,7 +1,7 @@
 """The choice among the candidates of a run: the fastest request that fits, and why not more."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from gemcut.errors import BudgetError, GemcutError
@@ -19,11 +19,11 @@ from gemcut.runtime.placement.fitting import GAP, Fit, Fitter
 from gemcut.runtime.placement.freedom import homes_of
 from gemcut.runtime.placement.given import Given
 from gemcut.runtime.placement.layout import layers_of, layout
+from gemcut.runtime.placement.notes import ALIKE, notes
 from gemcut.sizes import format_size
 
 # How much slower a request may be for a larger context, or for the placement that a file carries.
 SLOWER = 1.05
-_ALIKE = 1.01  # below that a smaller ubatch is taken, which leaves memory free
 _FOREVER = 1e30  # seconds
 _PROBES = 3  # smaller contexts that are tried where llama.cpp has to be asked each time
 
@@ -92,7 +92,7 @@ class Chooser:
         bounds = {each: self.fitter.bound(each, at_home) for each in candidates}
         found: dict[Candidate, Fit] = {}
         for each in sorted(bounds, key=lambda each: bounds[each]):
-            least = min((fit.seconds for fit in found.values()), default=math.inf)
+            least = min(map(_cost, found.values()), default=math.inf) / each.loading.effort
             if bounds[each] <= min(most, slower * least, _FOREVER):
                 if fit := self.fitter.fit(each, at_home=at_home):
                     found[each] = fit
@@ -104,9 +104,9 @@ class Chooser:
         What is too slow in the smallest is so in all others, so it is not tried again.
         """
         most = SLOWER * first.seconds
-        good = {fit.candidate.context.n_ubatch: fit.candidate for fit in reversed(tried)}
-        for size in reversed(self._hopeful(sizes, list(good.values()), most, first.whole)):
-            resized = [each.resized(size) for each in reversed(good.values())]
+        good = _best_of_ubatches(tried)
+        for size in reversed(self._hopeful(sizes, good, most, first.whole)):
+            resized = [each.resized(size) for each in reversed(good)]
             if fit := _fastest(self._fits(resized, 1.0, most, not first.whole)):
                 return fit
         return first
@@ -212,28 +212,7 @@ class Chooser:
         return _fastest(fit for fit in fits if fit.fits)
 
     def _notes(self, fit: Fit) -> tuple[str, ...]:
-        """What was reduced, and what may surprise."""
-        context, contents = fit.candidate.context, self.fitter.contents
-        each, trained = context.n_ctx // context.n_seq, contents.trained
-        notes = []
-        if trained and each > trained:
-            notes.append(f"a context of {each} tokens: the model was made for {trained}")
-        if each < self.fitter.workload.tokens:
-            notes.append(
-                f"the context of {each} tokens is shorter than a typical request "
-                f"({self.fitter.workload})"
-            )
-        wanted = cache_types(self.given)[0]
-        if (context.type_k, context.type_v) != wanted:
-            notes.append(f"keys and values in {context.type_k}: in {wanted[0]} they do not fit")
-        if self._unsaid and HOST in fit.homes:
-            count = sum(home != HOST for home in fit.homes)
-            notes.append(f"{count} of {len(fit.homes)} layers on cards: more do not fit, split so")
-        if self.given.split_mode in ("row", "tensor") and len(self.profile.cards) > 1:
-            notes.append(f"split mode {self.given.split_mode}: memory is planned as if by layers")
-        if not self.fitter.needs.by_formula:
-            notes.append("an architecture without formulas: memory is as llama.cpp says")
-        return tuple(notes)
+        return tuple(notes(self.fitter, self.given, fit))
 
     # --- refusing ---
 
@@ -274,8 +253,20 @@ def _fastest(fits: Iterable[Fit]) -> Fit | None:
     found = list(fits)
     if not found:
         return None
-    most = _ALIKE * min(fit.seconds for fit in found)
-    return next(fit for fit in found if fit.seconds <= most)
+    most = ALIKE * min(map(_cost, found))
+    return next(fit for fit in found if _cost(fit) <= most)
+
+
+def _best_of_ubatches(tried: Sequence[Fit]) -> list[Candidate]:
+    """Of each ubatch the best way to load, the largest ubatch first."""
+    sizes = dict.fromkeys(fit.candidate.context.n_ubatch for fit in reversed(tried))
+    alike = ([fit for fit in tried if fit.candidate.context.n_ubatch == size] for size in sizes)
+    return [best.candidate for fits in alike if (best := _fastest(fits))]
+
+
+def _cost(fit: Fit) -> float:
+    """Seconds of a request, by which candidates are compared."""
+    return fit.seconds * fit.candidate.loading.effort
 
 
 def _unused(why: str) -> str:

@@ -35,6 +35,7 @@ class Columns:
     seconds: list[float]
     size: list[int]
     held: list[dict[int, int]]
+    reading: list[float]
     choices: dict[int, tuple[Item, Option, int]]
     free: dict[int, tuple[float, float]]  # those that are numbers in a range, not 0 or 1
 
@@ -44,11 +45,13 @@ class Columns:
         seconds: float = 0.0,
         size: int = 0,
         held: Mapping[int, int] | None = None,
+        reading: float = 0.0,
     ) -> int:
         self.loss.append(loss)
         self.seconds.append(seconds)
         self.size.append(size)
         self.held.append(dict(held or {}))
+        self.reading.append(reading)
         return len(self.loss) - 1
 
 
@@ -63,7 +66,7 @@ class Formulation:
     def __init__(self, problem: Problem, homes: Sequence[tuple[int, ...]]) -> None:
         """Lay it out; `homes` are the places that each block may have."""
         self.problem = problem
-        self.columns = Columns([], [], [], [], {}, {})
+        self.columns = Columns([], [], [], [], [], {}, {})
         self.rows: list[tuple[dict[int, float], float, float]] = []
         self.homes = [self._block(block, places) for block, places in enumerate(homes)]
         self.widths: dict[str, int] = {}
@@ -121,7 +124,7 @@ class Formulation:
 
     def _options(self, item: Item, at: int) -> list[Option]:
         allowed = (option for option in item.options if at == HOST or not option.hosted)
-        found = _front(allowed, at)
+        found = _front(allowed, at, reading=self.problem.aim.seconds > 0)
         if not self.problem.rough:
             return found
         padded = [option for option in found if option.padded]
@@ -131,7 +134,9 @@ class Formulation:
         held = {at: option.size}
         if item.copied and (at != HOST or item.apart):
             held[HOST] = held.get(HOST, 0) + option.size
-        column = self.columns.add(option.loss, option.seconds[at], option.size, held)
+        column = self.columns.add(
+            option.loss, option.seconds[at], option.size, held, option.reading
+        )
         self.columns.choices[column] = (item, option, at)
         return column
 
@@ -219,20 +224,25 @@ class Formulation:
         aim, columns = self.problem.aim, self.columns
         if aim.held is not None:
             return np.array([held.get(aim.held, 0) for held in columns.held], float)
-        prices = (aim.loss, aim.seconds, aim.size)
-        sums = np.array([columns.loss, columns.seconds, columns.size], float)
+        prices = (aim.loss, aim.seconds, aim.seconds, aim.size)
+        sums = np.array([columns.loss, columns.seconds, columns.reading, columns.size], float)
         cost: NDArray[np.float64] = np.array(prices) @ sums
         return cost
 
 
-def _front(options: Iterable[Option], at: int) -> list[Option]:
-    """The options that no other of the same padding beats at this place in every respect."""
+def _front(options: Iterable[Option], at: int, reading: bool) -> list[Option]:
+    """The options that no other of the same padding beats at this place in every respect.
+
+    Args:
+        reading: whether it matters how long prompts take.
+    """
     found: list[Option] = []
     for option in sorted(options, key=lambda o: (o.size, o.loss, o.seconds[at])):
         if not any(
             better.padded == option.padded
             and better.loss <= option.loss
             and better.seconds[at] <= option.seconds[at]
+            and (better.reading <= option.reading or not reading)
             for better in found
         ):
             found.append(option)

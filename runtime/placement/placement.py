@@ -5,7 +5,7 @@ that it has. It minimises the time of a typical request within the memory of eve
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,7 @@ class Placement:
     context: ContextOptions
     workload: Workload
     profile: Profile
-    places: Mapping[str, str]  # tensor -> "cpu", "gpu0", ...
+    places: Mapping[str, str] = field(repr=False)  # tensor -> "cpu", "gpu0", ...
     ledger: Mapping[str, Mapping[str, int]]  # place -> what -> bytes, "free" among them
     prefill: Speed
     decode: Speed

@@ -15,7 +15,7 @@ class Aim:
     """What is minimised: the sum of these, each times its price."""
 
     loss: float = 0.0
-    seconds: float = 0.0
+    seconds: float = 0.0  # with those of reading
     size: float = 0.0
     held: int | None = None  # or alone: the bytes at this place
 
@@ -33,6 +33,7 @@ class Option:
     seconds: tuple[float, ...] = (0.0,)  # for a token, at each place
     padded: bool = False
     hosted: bool = False  # the host alone computes with it: it lives there, and no card stages it
+    reading: float = 0.0  # seconds by which prompts take longer then, for a token
 
 
 @dataclass(frozen=True)
@@ -98,3 +99,4 @@ class Solution:
     size: int
     held: tuple[int, ...]  # bytes of tensors and caches at each place, without what is staged
     gap: float  # how much lower, relatively, the minimum may be
+    reading: float = 0.0  # seconds by which prompts take longer, for a token

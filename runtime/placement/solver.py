@@ -143,4 +143,5 @@ def _solution(program: Formulation, values: NDArray[np.float64], gap: float) -> 
         sum(columns.size[c] for c in taken),
         tuple(held),
         gap,
+        sum(columns.reading[c] for c in taken),
     )

@@ -150,9 +150,10 @@ class _Meter:
             self._context.decode(ids[start:stop], start, outputs="last" if last else "none")
         prefill = perf_counter() - begun
         self._fill(depth)
+        answer = ids[depth : depth + self._generate].tolist()
         begun = perf_counter()
-        for start in range(depth, depth + self._generate):
-            self._context.decode(ids[start : start + 1], start, outputs="last")
+        for start, token in enumerate(answer, depth):
+            self._context.step(token, start)
         decode = perf_counter() - begun
         self._step()
         return prefill, decode

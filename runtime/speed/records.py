@@ -5,7 +5,6 @@ prompts, no paths, no names. What cannot be read is ignored, what cannot be writ
 run never fails for it.
 """
 
-import fcntl
 import hashlib
 import json
 import math
@@ -31,6 +30,7 @@ from gemcut.artefact import (
 )
 from gemcut.engine import PINNED
 from gemcut.errors import GemcutError, OutputError, ProfileError
+from gemcut.lock import Lock
 from gemcut.profile import Profile
 from gemcut.runtime.chat.timing import Timing
 from gemcut.runtime.placement.held import predicted
@@ -42,6 +42,7 @@ from gemcut.user_cache import cache_folder
 _VERSION = 1
 _NAME = "runs.json"
 _MOST = 256  # records of all runs
+_LONGEST = 1e9  # seconds; the shortest is as far from one the other way
 _ALIKE = 8  # records of one file at the same places: the latest, which also are what is looked at
 _LEAST_ANSWER = 16  # tokens, below which the time says little
 Pair = tuple[float, float]  # predicted, measured
@@ -227,10 +228,9 @@ def _digest(what: Any) -> str:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """While other processes wait. Raises OSError."""
+    """While other processes wait. Raises OSError, OutputError."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f".{_NAME}.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with Lock(folder / f".{_NAME}.lock", wait=True):
         yield
 
 
@@ -250,10 +250,11 @@ def _kin(raw: Any, what: str) -> Kin:
 
 
 def _speeds(raw: Any, what: str) -> Pair | None:
-    """Two times, neither of which is nothing."""
+    """Two times, neither of which is nothing, or next to it, or forever."""
     if raw is None:
         return None
-    if min(found := _pair(raw, what)) <= 0:
+    found = _pair(raw, what)
+    if not 1 / _LONGEST <= min(found) <= max(found) <= _LONGEST:
         raise ValueError(f"{what} is {raw!r:.40}, wanted seconds")
     return found
 

@@ -8,7 +8,7 @@ them, of experts those that the ubatch hits. Nothing overlaps: places take turns
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -144,6 +144,12 @@ class Prices:
             place, seconds = self.offloader, read * tensor.size / self.offloader.link
         return seconds + _product(place, tensor, share * self.tokens, read)
 
+    def unstaged(self, tensor: Placed) -> float:
+        """Seconds by which a ubatch takes longer if the host alone may compute with a tensor of
+        its own."""
+        alone = replace(tensor, kinds=tensor.parts)
+        return max(0.0, self.ubatch(alone) - self.ubatch(tensor))
+
     def reading(self, block: int, place: str) -> float:
         """Seconds of a block's caches, which are at this place, for a token that is generated.
 
@@ -216,7 +222,8 @@ def hit(share: float, tokens: float) -> float:
 
 def _product(place: Processor, tensor: Placed, tokens: float, read: float) -> float:
     """Seconds of a tensor's product with so many tokens: of its FLOP, or of reading this share."""
-    computing = 2 * tensor.weights * tokens / place.flops if place.flops else 0.0
+    flops = place.batch_rate(tensor.type, tensor.routed)
+    computing = 2 * tensor.weights * tokens / flops if flops else 0.0
     reading = sum(read * size / place.rate(kind) for kind, size in tensor.parts)
     return max(computing, reading)
 
