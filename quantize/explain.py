@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 from gemcut.errors import PlanError
 from gemcut.plan import Plan
+from gemcut.quantize.checks import check_sensitivity
 from gemcut.quantize.choices import Way
 from gemcut.quantize.outcome import Task
-from gemcut.quantize.search import Search, check_sensitivity
+from gemcut.quantize.search import Search
 from gemcut.runtime.placement.problem import Item, Option
 
 

@@ -17,6 +17,7 @@ from gemcut import ggml
 from gemcut.errors import GGUFError
 
 CHUNK_SIZE = 512  # tokens; the files do not say, and it is the tool's default
+_MAX_SIZE = 1 << 32  # bytes; a model of 256 experts in 61 layers takes half of it
 _MAX_NAME = 256  # bytes; ggml's names have at most 63
 
 
@@ -36,9 +37,13 @@ def read(path: Path) -> Legacy:
         GGUFError: another kind of file, or cut short.
     """
     try:
-        return parse(path.read_bytes(), str(path))
+        with open(path, "rb") as file:
+            data = file.read(_MAX_SIZE + 1)
     except OSError as error:
         raise GGUFError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(data) > _MAX_SIZE:
+        raise GGUFError(f"{path}: not an importance matrix: longer than {_MAX_SIZE} bytes")
+    return parse(data, str(path))
 
 
 def parse(data: bytes, where: str) -> Legacy:

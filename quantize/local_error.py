@@ -18,8 +18,16 @@ from gemcut.convert.model import Tensor
 from gemcut.errors import GemcutError
 from gemcut.quantize.candidates import measured, paddable
 from gemcut.quantize.sample import Doubles, Numbers, Strata
+from gemcut.quantize.statistics import evened
 from gemcut.quantize.tiles import encode_rows
 from gemcut.tensor_sensitivity import PARTS, Candidate, LocalError
+
+# How far an expert's energy, relative to that of its rows, says what its error costs. In the last
+# blocks it does so nearly in proportion, in the first ones a row of any expert costs the same: an
+# error there matters by where it sends the token next. Who believes in the energy alone chooses
+# types that lose more than predicted: of seven files of three trained models, with ratios of 0.35
+# to 0.70 predicted to types per tensor, 0.39 to 0.81 were measured.
+_BY_ENERGY = 0.75
 
 
 @dataclass(frozen=True)
@@ -175,7 +183,7 @@ def _both(draw: _Draw, more: _Draw) -> tuple[Numbers, Doubles]:
 
 
 def _experts(subject: Subject, strata: Numbers, energies: Doubles) -> tuple[float, ...]:
-    """Each expert's share of the error: that of the energy.
+    """Each expert's share of the error: that of the energy, drawn towards that of the rows.
 
     Measured on two trained models, against experts whose errors were known of all rows and types:
     types chosen by two rows of each expert lose 0.6 to 1.2 percent more than the best ones, by 32
@@ -183,8 +191,10 @@ def _experts(subject: Subject, strata: Numbers, energies: Doubles) -> tuple[floa
     """
     if not subject.routed:
         return ()
-    shares = subject.strata.shares(strata, energies).reshape(subject.tensor.matrices, -1)
-    return _rounded(shares.sum(axis=1))
+    parts = subject.strata.shares(strata, energies).reshape(subject.tensor.matrices, -1)
+    rows = evened(np.array(subject.routed))
+    shares = parts.sum(axis=1) ** _BY_ENERGY * rows ** (1 - _BY_ENERGY)
+    return _rounded(shares / shares.sum())
 
 
 def _rounded(shares: Doubles) -> tuple[float, ...]:

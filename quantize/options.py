@@ -18,7 +18,7 @@ from gemcut.quantize.mixtures import mixed
 from gemcut.quantize.request import Request, Rule, rules_of
 from gemcut.quantize.widths import Padding, paddings, splits
 from gemcut.roles import Role, role_of
-from gemcut.runtime.memory.tensors import block_of, is_routed, layer_of
+from gemcut.runtime.memory.tensors import Placed, block_of, is_routed, layer_of
 from gemcut.runtime.placement.problem import Item, Option
 from gemcut.sensitivity import Sensitivity
 from gemcut.tensor_sensitivity import PARTS
@@ -32,6 +32,7 @@ _NEVER = ("iq1_s", "iq1_m")  # unless asked for
 _SUPER_BLOCK = 256
 
 Seconds = Callable[[str, float], tuple[float, ...]]  # of active bytes in a type, at each place
+Reading = Callable[[Placed], float]  # seconds by which prompts take longer with types per expert
 
 
 class Builder:
@@ -45,6 +46,7 @@ class Builder:
         weighted: Collection[str],
         shares: Mapping[str, float],
         seconds: Seconds,
+        reading: Reading,
         places: tuple[str, ...],
         roams: bool = True,
     ) -> None:
@@ -57,7 +59,8 @@ class Builder:
             roams: whether experts may be on the host while their block is on a card.
         """
         self.model, self.sensitivity, self.request = model, sensitivity, request
-        self.weighted, self.shares, self.seconds = weighted, shares, seconds
+        self.weighted, self.shares = weighted, shares
+        self.seconds, self.reading = seconds, reading
         self.places, self.roams = places, roams
         self.paddings = {
             tensor: (name, padding)
@@ -123,7 +126,7 @@ class Builder:
         ways = self._ways(tensor, name, key, padding)
         found = [(way, self._option(tensor, way, share, padding)) for way in ways]
         if mixing and self.request.per_expert and self._runs(tensor.name):
-            found += self._mixtures(tensor, key, found)
+            found += self._mixtures(tensor, key, found, share)
         self.ways |= {(name, option.name, option.padded): way for way, option in found}
         is_lookup = role_of(name).is_lookup
         return Item(
@@ -215,7 +218,7 @@ class Builder:
         )
 
     def _mixtures(
-        self, tensor: Tensor, key: str, found: Sequence[tuple[Way, Option]]
+        self, tensor: Tensor, key: str, found: Sequence[tuple[Way, Option]], share: int
     ) -> Iterator[tuple[Way, Option]]:
         """A type for every expert, among what is padded or what is not."""
         known = self.sensitivity.tensors.get(key)
@@ -225,7 +228,10 @@ class Builder:
             raise SensitivityError(f"{key}: {len(known.experts)} experts of {tensor.matrices}")
         for padded in (False, True):
             alike = [each for each in found if each[1].padded == padded]
-            yield from mixed(known, alike, DEFAULT_RANGE[0])
+            for way, option in mixed(known, alike, DEFAULT_RANGE[0]):
+                weights = tensor.weights // share
+                whole = Placed(tensor.name, way.type, option.size, weights, HOST)
+                yield way, replace(option, reading=self.reading(whole))
 
     def _loss(self, way: Way) -> float:
         if way.key is None or way.error is None or not self._runs(way.tensor):

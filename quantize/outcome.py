@@ -20,16 +20,15 @@ from gemcut.quantize.mixtures import by_type
 from gemcut.quantize.request import Request
 from gemcut.quantize.rescale import Rescale
 from gemcut.quantize.statistics import Statistics
+from gemcut.quantize.worth import Worth
 from gemcut.roles import role_of
 from gemcut.runtime.memory.ledger import Fixed, ledger
 from gemcut.runtime.memory.tensors import Placed
 from gemcut.runtime.placement.problem import Chosen, Solution
+from gemcut.runtime.placement.workload import CHAT
 from gemcut.runtime.speed.throughput import decode_speed, prefill_speed
 from gemcut.sensitivity import Sensitivity
 from gemcut.tensor_sensitivity import LocalError
-
-_WORTHWHILE = 0.95  # of the KL divergence: for less nobody gives up llama.cpp's own loaders
-_NOTICED = 0.05  # of a speed
 
 Describe = Callable[[Plan], Mapping[str, Value]]
 
@@ -51,6 +50,13 @@ class Point:
     fits: bool = True  # the machine
     gap: float = 0.0
 
+    @property
+    def request(self) -> float | None:
+        """Seconds that a typical request takes (`CHAT`); None: no machine is planned for."""
+        if not (self.decode and self.prefill):
+            return None
+        return CHAT.prompt / self.prefill + CHAT.answer / self.decode
+
 
 @dataclass(frozen=True)
 class Gain:
@@ -58,47 +64,6 @@ class Gain:
 
     what: str
     point: Point
-
-
-@dataclass(frozen=True)
-class Worth:
-    """Types per expert: expected KL divergence with them, and without, at equal price.
-
-    The speeds are relative to those without. What the price weighs already is None.
-    """
-
-    kld: float
-    without: float | None  # None: nothing fits
-    decode_ratio: float | None = None
-    prefill_ratio: float | None = None
-
-    @property
-    def ratio(self) -> float:
-        """Of the two; 1 if nothing is lost anyway."""
-        if self.without is None:
-            return 0.0
-        return self.kld / self.without if self.without else 1.0
-
-    @property
-    def enough(self) -> bool:
-        """Whether a file is to have them."""
-        return self.ratio <= _WORTHWHILE
-
-    def __str__(self) -> str:
-        """In words."""
-        gain = f"predicted KL divergence x {self.ratio:.2f}, "
-        gain += self._slower if self.enough and self._slower else "all else equal"
-        if self.without is None:
-            gain = "nothing fits without"
-        if self.enough:
-            return f"{gain}; such a file runs with gemcut alone"
-        return f"not worth it here: {gain}; every tensor has one type"
-
-    @property
-    def _slower(self) -> str:
-        speeds = {"decode": self.decode_ratio, "prefill": self.prefill_ratio}
-        changed = {name: each for name, each in speeds.items() if each and abs(each - 1) > _NOTICED}
-        return ", ".join(f"{name} x {each:.2g}" for name, each in changed.items())
 
 
 @dataclass(frozen=True)
@@ -111,6 +76,20 @@ class Outcome:
     gains: tuple[Gain, ...] = ()
     notes: tuple[str, ...] = ()
     worth: Worth | None = None  # of types per expert, if they were asked for
+
+    def to_dict(self) -> dict[str, Any]:
+        """The outcome as JSON knows it."""
+        document = {
+            "plan": self.plan.to_dict(),
+            "chosen": vars(self.chosen),
+            "frontier": [vars(point) for point in self.frontier],
+            "gains": [{"what": gain.what} | vars(gain.point) for gain in self.gains],
+            "notes": list(self.notes),
+        }
+        if (worth := self.worth) is not None:
+            said = {"ratio": worth.ratio, "worth_it": worth.enough}
+            document["types_per_expert"] = vars(worth) | said
+        return document
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 from gemcut.errors import BudgetError
+from gemcut.quantize.checks import check_sensitivity
 from gemcut.quantize.frontier import with_alternatives
-from gemcut.quantize.outcome import Outcome, Task, Worth
-from gemcut.quantize.search import Search, check_sensitivity
-from gemcut.runtime.placement.problem import HOST, Aim, Solution
+from gemcut.quantize.outcome import Outcome, Task
+from gemcut.quantize.search import Search
+from gemcut.quantize.worth import Worth
+from gemcut.runtime.placement.problem import HOST, LOSS, Aim, Solution
 
 _EMBEDDING = "token_embd.weight"
 
@@ -45,22 +47,30 @@ def _chosen(task: Task) -> tuple[Search, Solution, Aim, Worth | None]:
         return mixing, mixed, aim, Worth(expected(mixed.loss), None)
     if not task.request.per_expert or search.all_on_cards:
         return search, solution, aim, None
-    mixing = Search(task, solution)
-    mixed = mixing.chosen(aim) or solution
-    worth = _worth(search, solution, mixing, mixed)
+    mixing, price = Search(task, solution), search.mixing_price(solution)
+    mixing_aim = mixing.priced(price) if aim == LOSS else aim
+    mixed = mixing.chosen(mixing_aim) or solution
+    worth = _worth(search, solution, mixing, mixed, price)
     if worth.enough:
-        return mixing, mixed, aim, worth
+        return mixing, mixed, mixing_aim, worth
     return search, solution, aim, worth
 
 
-def _worth(search: Search, solution: Solution, mixing: Search, mixed: Solution) -> Worth:
-    """What mixtures are worth, beside a solution without; quality is weighed against no time."""
-    expected, preference = search.task.rescale.expected, search.task.request.preference
-    new, old = mixing.report.point(mixed, preference), search.report.point(solution, preference)
+def _worth(
+    search: Search, solution: Solution, mixing: Search, mixed: Solution, price: float
+) -> Worth:
+    """What mixtures are worth, beside a solution without."""
+    request, expected = search.task.request, search.task.rescale.expected
+    new = mixing.report.point(mixed, request.preference)
+    old = search.report.point(solution, request.preference)
     return Worth(
         expected(mixed.loss),
-        expected(max(0.0, search.equal(solution, mixed))),
-        _ratio(new.decode, old.decode) if preference == "quality" else None,
+        expected(solution.loss),
+        expected(max(0.0, search.equal(solution, mixed, price))),
+        search.machine is not None and price > 0,
+        new.request,
+        old.request,
+        _ratio(new.decode, old.decode),
         _ratio(new.prefill, old.prefill),
     )
 

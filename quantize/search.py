@@ -10,19 +10,19 @@ import math
 from dataclasses import replace
 from functools import cached_property
 
-from gemcut.errors import BudgetError, PlanError, SensitivityError
-from gemcut.gguf_experts import is_stack
+from gemcut.errors import BudgetError
 from gemcut.gguf_layout import file_size
 from gemcut.quantize import choose
 from gemcut.quantize.binding import binding
 from gemcut.quantize.choices import Choices
-from gemcut.quantize.identity import fingerprint
 from gemcut.quantize.options import Builder
 from gemcut.quantize.outcome import Reporter, Task
 from gemcut.quantize.priors import prior_sensitivity
 from gemcut.runtime.memory.ledger import fixed, rooms
+from gemcut.runtime.memory.tensors import Placed
 from gemcut.runtime.placement.problem import LOSS, SECONDS, SIZE, Aim, Problem, Solution
 from gemcut.runtime.placement.program import improved, place, solve
+from gemcut.runtime.placement.workload import CHAT
 from gemcut.runtime.speed.throughput import (
     Prices,
     active_shares,
@@ -34,43 +34,6 @@ GAP, ROUGH = 1e-3, 1e-2  # of what is chosen, and of what it is compared with
 _LAST = 0.01  # nats that a second of a token is worth where loss comes first: 1e-5 for 1 ms
 _SPARE = 4 << 10  # bytes by which the headers of files may differ that are equally small
 _TINY = 1e-3  # of the price of a second: what loss still counts where time comes first
-
-
-def check_sensitivity(task: Task) -> tuple[str, ...]:
-    """What should be known of a task's sensitivity; reads a row of every tensor.
-
-    Raises:
-        SensitivityError: it was measured on another model.
-    """
-    model, sensitivity = task.model, task.sensitivity
-    if task.request.per_expert:
-        _check_experts(task)
-    if sensitivity is None:
-        return ()
-    if model.files and sensitivity.source != fingerprint(model):
-        raise SensitivityError(
-            "the sensitivity was measured on another model than this source: measure it anew"
-        )
-    if sensitivity.imatrix == task.imatrix:
-        return ()
-    return ("the errors were measured with another importance matrix than the file is cut with",)
-
-
-def _check_experts(task: Task) -> None:
-    """Raise PlanError or SensitivityError if nothing is known of single experts."""
-    if not any(is_stack(tensor.name) for tensor in task.model.tensors):
-        raise PlanError("types per expert: no tensor of this model holds routed experts")
-    sensitivity = task.sensitivity
-    if sensitivity is None and task.statistics is None:
-        raise PlanError(
-            "types per expert follow how a text is routed: give --imatrix or --sensitivity, which "
-            "`gemcut quantize --measure` makes both"
-        )
-    if sensitivity and not any(tensor.experts for tensor in sensitivity.tensors.values()):
-        raise SensitivityError(
-            "types per expert: the sensitivity says nothing of single experts; it was measured by "
-            "an earlier gemcut, or without an importance matrix: `gemcut measure --imatrix` anew"
-        )
 
 
 class Search:
@@ -111,6 +74,7 @@ class Search:
             task.weighted,
             self.shares,
             self._seconds,
+            self._reading,
             self.places,
             roams=not self.all_on_cards,
         ).build()
@@ -119,6 +83,14 @@ class Search:
         if self.machine is None:
             return (0.0,)
         return tuple(token_seconds(place, kind, active) for place in self.machine.places)
+
+    def _reading(self, stack: Placed) -> float:
+        """Seconds, for each token that is written, by which a typical request's prompt takes longer
+        if every expert of a stack on the host has a type: no card computes with it then."""
+        if self.machine is None or self.needs is None:
+            return 0.0
+        prices = Prices(self.machine, self.needs, self.shares, CHAT.prompt)
+        return prices.unstaged(stack) * prices.ubatches / CHAT.answer
 
     @property
     def axis(self) -> Aim:
@@ -245,14 +217,26 @@ class Search:
         """The loss between them."""
         return max(0.0, self.fastest.loss - self.best.loss)
 
-    def equal(self, solution: Solution, other: Solution) -> float:
-        """What a solution would lose in another one's time, or bytes, at their price."""
-        quality = self.task.request.preference == "quality"
-        price = 0.0 if quality else self.price  # the same limits bind both
+    def mixing_price(self, solution: Solution) -> float:
+        """Loss that a second (or byte) is worth when types per expert are weighed against this.
+
+        Where a limit alone was given, a percent of loss is worth a percent of a request's time.
+        """
+        request = self.task.request
+        if request.preference != "quality":
+            return self.price
+        if request.prefer or not self.machine:  # quality whatever it takes, or within equal bytes
+            return 0.0
+        return solution.loss / self._along(solution)
+
+    def equal(self, solution: Solution, other: Solution, price: float) -> float:
+        """What a solution would lose in another one's time, or bytes, at this price."""
         return solution.loss + price * (self._along(solution) - self._along(other))
 
     def _along(self, solution: Solution) -> float:
-        return solution.seconds if self.machine else float(solution.size)
+        if self.machine is None:
+            return float(solution.size)
+        return solution.seconds + solution.reading
 
     @property
     def price(self) -> float:

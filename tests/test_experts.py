@@ -2,31 +2,25 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from gemcut import ggml, llama
-from gemcut.cli import main
 from gemcut.engine import ContextOptions, ModelOptions
 from gemcut.errors import EngineError, GemcutError
 from gemcut.gguf_experts import Stack, expert_name
 from gemcut.gguf_file import GGUFFile, TensorInfo
 from gemcut.gguf_parts import GGUFParts
 from gemcut.gguf_writer import GGUFWriter
-from gemcut.llama import Context, Model, experts_library
+from gemcut.llama import Context, Model
 from gemcut.llama.experts import Experts
 from gemcut.llama.stock_view import patterns, stock_view
 from gemcut.profile import HOST
-from gemcut.runtime.experts import build
 from gemcut.runtime.placement.held import Names
 from tests import per_expert
-from tests.rpc import beside_a_device, child_environment
+from tests.rpc import beside_a_device
 
 pytestmark = pytest.mark.usefixtures("experts_library")
 
@@ -272,6 +266,22 @@ def test_a_failing_read_ends_the_loading(several, tmp_path):
             Model._loaded(path, PLAIN, None, experts)
 
 
+def test_a_file_that_is_replaced_while_it_is_opened(several, uniform, tmp_path, monkeypatch):
+    """Its header would not be that of the bytes that are loaded."""
+    path = tmp_path / "file.gguf"
+    path.write_bytes(several.read_bytes())
+    table = Experts._table
+
+    def replaced(self, parts, options):
+        (tmp_path / "new").write_bytes(uniform.read_bytes())
+        (tmp_path / "new").replace(path)
+        return table(self, parts, options)
+
+    monkeypatch.setattr(Experts, "_table", replaced)
+    with pytest.raises(EngineError, match="was changed while it was opened: try again"):
+        Experts(path, PLAIN)
+
+
 def test_ill_weights_are_found_when_asked(several, tmp_path):
     """As llama.cpp does it of its own weights."""
     path = tmp_path / "nan.gguf"
@@ -326,115 +336,3 @@ def test_another_architecture_is_llama_cpps_to_refuse(several, tmp_path):
     path.write_bytes(several.read_bytes().replace(b"gemma4", b"gemmaX"))
     with pytest.raises(GemcutError, match="unknown model architecture: 'gemmaX'"):
         Model.load(path)
-
-
-# --- the library ---
-
-
-@pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    """A cache without the library."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path
-
-
-LOAD = "import sys; from gemcut.llama import Model; Model.load(sys.argv[1])"
-
-
-def test_what_is_not_built_is_said(several, elsewhere):
-    """By a process that did not load it yet; stock files work there."""
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, several],
-        env=child_environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert "run `gemcut build-experts`" in done.stderr and "gemcut convert" in done.stderr
-    assert "not built: run" in CliRunner().invoke(main, ["doctor"]).output
-
-
-def test_it_is_built_by_a_command(elsewhere, monkeypatch):
-    """Once; what the compiler says is shown where it refuses."""
-    runner = CliRunner()
-
-    def stand_in(path, *_):
-        path.write_bytes(b"a library")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(build, "compile_into", stand_in)
-        assert "built: " in runner.invoke(main, ["build-experts"]).output
-        assert "is there already" in runner.invoke(main, ["build-experts"]).output
-    assert [path.suffix for path in (elsewhere / "gemcut" / "experts").iterdir()] in (
-        [".so"],
-        [".dylib"],
-    )
-    with pytest.raises(EngineError, match="does not load.*delete it and run"):
-        experts_library.library.__wrapped__()
-    with monkeypatch.context() as patch:
-        patch.setattr(experts_library, "library_file", lambda: Path(ggml.library("ggml")._name))
-        with pytest.raises(EngineError, match="does not load.*experts_names"):
-            experts_library.library.__wrapped__()
-
-    monkeypatch.setenv("CXX", "false")
-    with pytest.raises(EngineError, match="refused"):
-        build.compile_into(elsewhere / "x")
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(EngineError, match="there is no C..? compiler"):
-        build.compile_into(elsewhere / "x")
-
-
-def test_a_compiler_may_have_arguments(monkeypatch):
-    """As in CXX="ccache g++"."""
-    monkeypatch.setenv("CXX", f"'{sys.executable}' -c 0")
-    assert build.compiler() == [sys.executable, "-c", "0"]
-    for none in ("no-such-compiler g++", "g++ 'open", "''"):
-        monkeypatch.setenv("CXX", none)
-        assert not build.compiler()
-
-
-def test_a_cache_that_is_no_folder_is_said(elsewhere):
-    (elsewhere / "gemcut").write_text("a file")
-    with pytest.raises(EngineError, match="cannot be written"):
-        build.build()
-
-
-def test_headers_are_wanted(monkeypatch, tmp_path):
-    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path / "a" / "b" / "lib"))
-    with pytest.raises(EngineError, match="has no headers of ggml"):
-        build.headers()
-
-
-def test_another_ggml_is_refused(monkeypatch):
-    """Names that it does not have, and insides that lie otherwise."""
-    with pytest.raises(EngineError, match="ggml has no ggml_nonsense"):
-        experts_library._address("ggml_nonsense")
-
-    class Other:
-        def experts_names(self):
-            return [None]
-
-        def experts_begin(self, _):
-            return b"buffers"
-
-    with pytest.raises(EngineError, match="ggml's buffers have another layout"):
-        experts_library._introduce(Other())
-
-
-def test_there_is_no_way_on_windows(monkeypatch):
-    monkeypatch.setattr(sys, "platform", "win32")
-    with pytest.raises(EngineError, match="Windows: make a stock file with `gemcut convert"):
-        experts_library.library_file()
-
-
-def test_another_source_is_another_library(monkeypatch, tmp_path):
-    """So that an old one is never loaded."""
-    known = experts_library.library_file()
-    (tmp_path / "a.cpp").write_text("// nothing")
-    monkeypatch.setattr(experts_library, "sources", lambda: [tmp_path / "a.cpp"])
-    other = experts_library.library_file()
-    assert (other.parent, other.suffix) == (known.parent, known.suffix)
-    assert other != known
-    monkeypatch.setattr(experts_library, "sources", list)
-    with pytest.raises(EngineError, match="without the source"):
-        experts_library.library_file()

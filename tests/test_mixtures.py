@@ -260,7 +260,7 @@ def test_where_nothing_else_fits(model, skewed, known):
     found = make(model, skewed, known, **asked, max_kld=between)
 
     assert found.chosen.kld <= between and mixtures(found.plan)
-    assert str(found.worth) == "nothing fits without; such a file runs with gemcut alone"
+    assert str(found.worth).startswith("nothing fits without; such a file runs with gemcut alone")
     assert "kld_without_experts" not in found.plan.predicted
 
 
@@ -312,19 +312,50 @@ def test_types_per_expert_are_on_the_host(model, skewed, known):
     found = mixtures(outcome.plan)
     assert found and all(outcome.plan.tensors[name].device == "cpu" for name in found)
     assert outcome.chosen.decode and outcome.chosen.prefill
-    slower = re.search(r"decode x (0\.\d+), prefill x (0\.\d+); ", str(outcome.worth))
+    said = str(outcome.worth)
+    slower = re.search(r"read (\d\S*) times slower and answers written (1\.\d) times", said)
     wanted = task(model, skewed, known, machine, **asked)
     whole = replace(wanted, request=replace(wanted.request, per_expert=False))
     stock = plan_model(whole, alternatives=False)
     assert stock.chosen.decode and stock.chosen.prefill
     ratios = (
-        outcome.chosen.decode / stock.chosen.decode,
-        outcome.chosen.prefill / stock.chosen.prefill,
+        stock.chosen.prefill / outcome.chosen.prefill,
+        stock.chosen.decode / outcome.chosen.decode,
     )
     assert slower and [float(each) for each in slower.groups()] == pytest.approx(ratios, rel=0.1)
+    assert f"takes {outcome.chosen.request:.3g} s instead of {stock.chosen.request:.3g} s" in said
     asked["rules"] = (Rule("*_exps.weight", (), "gpu"),)
     on_card = make(model, skewed, known, machine, **asked)
     assert not mixtures(on_card.plan) and not on_card.worth.enough
+
+
+def test_a_card_that_reads_prompts_is_not_given_up(model, skewed, known):
+    """Unless quality was asked for by name, time has a price; for a given size a moderate one."""
+    found = with_limits(named("rtx-4070+ddr5-5600"), None, None)
+    machine = replace(found, host=replace(found.host, flops=found.host.flops / 10))
+
+    def made(prefer):
+        return make(model, skewed, known, machine, prefer=prefer, bpw=4.5, types=QUICK)
+
+    quality, given, balance = map(made, ("quality", None, "balance"))
+
+    assert not quality.worth.timed and given.worth.timed and balance.worth.timed
+    assert quality.chosen.request > given.chosen.request > balance.chosen.request
+    assert quality.chosen.kld < given.chosen.kld
+    assert given.worth.equal < given.worth.without
+    assert not mixtures(balance.plan) and not balance.worth.enough
+    assert "with the time it takes counted (--prefer quality counts none)" in str(balance.worth)
+
+
+def test_without_a_card_only_decoding_takes_longer(model, skewed, known):
+    machine = with_limits(named("ddr5-5600"), None, None)
+
+    outcome = make(model, skewed, known, machine, bpw=4.5, types=QUICK)
+
+    assert mixtures(outcome.plan) and outcome.worth.enough and outcome.worth.timed
+    assert outcome.worth.prefill_ratio == pytest.approx(1, abs=0.05)
+    assert "prompts" not in str(outcome.worth)
+    assert f"; {outcome.worth.kld:.3g} instead of {outcome.worth.without:.3g}" in str(outcome.worth)
 
 
 def test_without_ram_experts_stay_whole(model, skewed, known):

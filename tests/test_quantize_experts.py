@@ -152,10 +152,11 @@ def test_it_may_be_split_and_begins_again(model, importance, single, tmp_path, m
         if not left[0]:
             raise KeyboardInterrupt
 
-    go = (model, tmp_path / "x.gguf", target, importance, 1)
+    go = (model, tmp_path / "x.gguf", target, importance)
+    how = {"threads": 1, "split_size": 100_000, "tell": told.append}
     with pytest.raises(KeyboardInterrupt):
-        api.quantize_model(*go, stop, 100_000, tell=told.append)
-    api.quantize_model(*go, None, 100_000, tell=told.append)
+        api.quantize_model(*go, progress=stop, **how)
+    api.quantize_model(*go, **how)
 
     assert "is kept" in told[0] and "continuing at" in told[1]
     first = min(tmp_path.glob("x-*.gguf"))
