@@ -176,10 +176,11 @@ class Memory:
         return cls(data["weights"], tuple(caches), data["compute"], data["outputs"])
 
 
-_BUFFER = re.compile(r"^\w+: +(\S+) +(model|compute) buffer size = +([\d.]+) MiB")
+_SIZE = r"size = +(\d{1,12}(?:\.\d{1,6})?) MiB"
+_BUFFER = re.compile(rf"^\w+: +(\S+) +(model|compute) buffer {_SIZE}")
 _CACHE_KIND = re.compile(r"creating +(non-SWA|SWA) KV cache")
 _CACHE_LAYER = re.compile(r"^(\w+)[:,] layer +\d+: dev = (\S+)")
-_CACHE_SIZE = re.compile(r"^(\w+): size = +([\d.]+) MiB \( *(\d+) cells")
+_CACHE_SIZE = re.compile(rf"^(\w+): {_SIZE} \( *(\d{{1,18}}) cells")
 _MIB = 1 << 20
 
 

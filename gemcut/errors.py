@@ -97,10 +97,11 @@ class QueueFull(EngineError):
 class ContextFull(EngineError):
     """A prompt of so many tokens leaves no room in the context for an answer."""
 
-    def __init__(self, n_prompt: int, n_ctx: int) -> None:
-        """Say so, with what helps."""
+    def __init__(self, n_prompt: int, n_ctx: int, least: bool = False) -> None:
+        """Say so, with what helps; `least`: it may have more tokens."""
         super().__init__(
-            f"the prompt has {n_prompt} tokens, the context {n_ctx}, and an answer needs 1 at "
-            "least: shorten it, start a new conversation, or take a larger context"
+            f"the prompt has {n_prompt} tokens{' or more' * least}, the context {n_ctx}, and an "
+            "answer needs 1 at least: shorten it, start a new conversation, or take a larger "
+            "context"
         )
         self.n_prompt, self.n_ctx = n_prompt, n_ctx

@@ -57,6 +57,7 @@ class GGUFFile(Closing):
     """
 
     per_expert: bool
+    state: tuple[int, ...]  # of the file when its header was read, see `state_of`
     stacks: Mapping[str, Stack] = MappingProxyType({})
 
     def __init__(self, path: Path) -> None:
@@ -70,6 +71,7 @@ class GGUFFile(Closing):
             with open(self.path, "rb", opener=_without_waiting) as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     raise OSError(errno.EINVAL, "a pipe or device, wanted a file")
+                self.state = state_of(file.fileno())
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # ValueError: the file is empty
             reason = error.strerror if isinstance(error, OSError) else "the file is empty"
@@ -162,9 +164,15 @@ class GGUFFile(Closing):
             pass
 
 
+def state_of(descriptor: int) -> tuple[int, ...]:
+    """What tells an opened file from any that takes its name, and from itself once changed."""
+    found = os.fstat(descriptor)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def _without_waiting(path: str, flags: int) -> int:
     """Open a file; a pipe opens, too, without somebody at its other end."""
-    return os.open(path, flags | os.O_NONBLOCK)
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 class _Cursor:

@@ -135,7 +135,7 @@ class Inspection:
     cache: CacheSummary | None
     plan: Made | None
     imatrix: Imatrix | None
-    tensors: tuple[tuple[str, TensorInfo], ...] = ()  # (role, tensor)
+    tensors: tuple[tuple[str, TensorInfo], ...] = field(default=(), repr=False)  # (role, tensor)
     family: str | None = None  # gemcut's, that converts it
     lattice: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

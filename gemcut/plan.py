@@ -64,10 +64,10 @@ class Plan:
     size: int  # bytes of the tensors as they will be written
     request: Mapping[str, Any]  # what the user asked for
     solver: Mapping[str, Any]  # how the types were chosen, and how far from the best they may be
-    tensors: Mapping[str, Entry] = field(default_factory=dict)
+    tensors: Mapping[str, Entry] = field(default_factory=dict, repr=False)
     sources: Mapping[str, str | None] = field(default_factory=dict)  # digests of what it rests on
     context: Mapping[str, Any] = field(default_factory=dict)  # n_ctx and the like it was made for
-    machine: Mapping[str, Any] = field(default_factory=dict)  # a profile, as plain data
+    machine: Mapping[str, Any] = field(default_factory=dict, repr=False)  # a profile, as data
     ledger: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # place -> what -> bytes
     predicted: Mapping[str, Any] = field(default_factory=dict)
     measured: tuple[Measured, ...] = field(default_factory=tuple)

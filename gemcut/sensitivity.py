@@ -63,8 +63,8 @@ class Sensitivity:
     imatrix: str | None  # digest of the importance
     text: str | None  # digest of the text that the weights were measured on
     settings: Mapping[str, str | int | float]
-    groups: Mapping[str, GroupWeight] = field(default_factory=dict)
-    tensors: Mapping[str, TensorSensitivity] = field(default_factory=dict)
+    groups: Mapping[str, GroupWeight] = field(default_factory=dict, repr=False)
+    tensors: Mapping[str, TensorSensitivity] = field(default_factory=dict, repr=False)
 
     def predict(self, types: Mapping[str, str | Sequence[str]]) -> tuple[float, float]:
         """Predicted KL divergence of a file with these types, and its standard error.

@@ -123,11 +123,11 @@ def test_the_next_file_starts_from_what_is_there(model, effort, folder, planned,
     assert folder == api.chain_folder(output)
 
     def run(**options) -> Plan:
-        plan, files = api.quantize_measured(
+        cut = api.quantize_measured(
             model, output, planner, effort, progress=lambda what, *_: seen.add(what), **options
         )
-        assert files == {output: output.stat().st_size}
-        return plan
+        assert cut.files == {output: output.stat().st_size}
+        return cut.plan
 
     first = run(keep=True)
     assert (folder / "q8_0.gguf").exists()

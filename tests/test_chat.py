@@ -8,7 +8,7 @@ from gemcut.engine import ContextOptions, Sampling
 from gemcut.errors import ContextFull, EngineError
 from gemcut.llama import Context, Model
 from gemcut.runtime.chat.chat import Chat, recommended_sampling
-from gemcut.runtime.language.prompt import prompt_tokens
+from gemcut.runtime.language.prompt import check_length, prompt_tokens
 from gemcut.runtime.language.template import Message, Template
 from tests.chats import open_chat
 
@@ -137,6 +137,17 @@ def test_bos_is_never_doubled(model):
         tokens = prompt_tokens(model, prompt, special)
         assert [model.bos] == [token for token in tokens if token == model.bos]
     assert model.bos == prompt_tokens(model, "hi", False)[0]
+
+
+@pytest.mark.parametrize("text", ["a", " ", "def f(x):\n    return x\n", "\u00e4\u6f22", "\x00"])
+def test_a_text_that_cannot_fit_is_not_tokenized(model, monkeypatch, text):
+    """It has as many tokens at least as the longest of them would make."""
+    long = text * (20000 // len(text))
+    assert 0 < model.least_tokens(long) <= len(prompt_tokens(model, long, False))
+    check_length(model, long, model.least_tokens(long) + 1)
+    monkeypatch.setattr(model, "tokenize", None)
+    with pytest.raises(ContextFull, match=r"has \d+ tokens or more, the context 16,"):
+        check_length(model, long, 16)
 
 
 def test_a_seed_repeats_an_answer(bf16):

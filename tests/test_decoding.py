@@ -51,6 +51,40 @@ def test_a_text_may_be_read_in_parts(model, tokens):
         assert alike(rest, whole[20:])
 
 
+def test_a_step_is_a_decode_of_one_token(model, tokens):
+    """The same logits to the last bit, on from where the cache is, and back where it is not."""
+    with Context(model, small(n_seq=2)) as context:
+        context.decode(tokens[:20], outputs="none")
+        wanted = [context.decode(tokens[n : n + 1], n).copy() for n in range(20, 30)]
+        context.forget(0, 20)
+        found = [context.step(int(tokens[n]), n).copy() for n in range(20, 30)]
+        again = context.step(int(tokens[25]), 25).copy()
+
+        assert np.array_equal(found, wanted)
+        assert np.array_equal(again, wanted[5])
+        assert (26, 0) == (context.held(0), context.held(1))
+        assert context.step(int(tokens[0]), 0, seq=1).shape == (1, model.n_vocab)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ((-1, 0), "the vocabulary has 0 to"),
+        ((1 << 40, 0), "the vocabulary has 0 to"),
+        ((1, 3), "holds 0 tokens: cannot go on at 3"),
+        ((1, -1), "start is -1"),
+        ((1, 1 << 20), "tokens in a sequence, its context is 256"),
+        ((1, 0, 1), "sequence 1"),
+    ],
+)
+def test_an_impossible_step_is_refused(model, arguments, why):
+    """Before llama.cpp sees it, and the context works on."""
+    with Context(model, small()) as context:
+        with pytest.raises(EngineError, match=why):
+            context.step(*arguments)
+        assert context.step(1, 0).shape == (1, model.n_vocab)
+
+
 @pytest.mark.parametrize("unified", [False, True])
 def test_sequences_do_not_see_each_other(model, tokens, unified):
     """Several texts in one batch get the logits each has alone, in the order given."""

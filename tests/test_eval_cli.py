@@ -97,12 +97,17 @@ def test_what_was_scored_is_not_scored_again(bf16, q4_k_m, text, monkeypatch):
         (["x.gguf", "--results", "r"], "name no files beside it"),
         (["a", "b", "--sweep", "q8_0"], "--sweep cuts one SRC, 2 are named"),
         (["x.gguf", "-ctk", "q8_0,q4_0", "-ctv", "f16,q8_0,q4_0"], "2 types of keys, 3 of values"),
-        (["x.gguf", "--sweep", "rate=4"], "wanted a type or mixture, size=14G or bpw=4.5"),
+        (["x.gguf", "--sweep", "rate=4"], "wanted a type or mixture, size=14G, bpw=4.5"),
         (["x.gguf", "--kld-base", "b", "--reference", "r"], "its own text and reference"),
     ],
 )
 def test_wrong_usage_is_refused(arguments, message):
     assert message in refused(run("eval", *arguments), 2)
+
+
+def test_a_level_with_types_per_expert_wants_importance(checkpoint, text):
+    said = refused(run("eval", checkpoint, "--sweep", "per-expert=4M", "--text", text))
+    assert "types per expert follow how a text is routed: give --imatrix" in said
 
 
 def test_results_that_are_none_are_refused(tmp_path):
@@ -119,10 +124,12 @@ def test_a_folder_of_something_else_is_not_written_into(bf16, text, tmp_path):
 
 
 def test_levels_of_a_sweep():
-    levels = parse_levels("Q8_0, size=14G,bpw=4.25")
+    levels = parse_levels("Q8_0, size=14G,bpw=4.25,per-expert=14G")
 
-    assert [level.name for level in levels] == ["Q8_0", "14G", "4.25bpw"]
+    assert [level.name for level in levels] == ["Q8_0", "14G", "4.25bpw", "14G-per-expert"]
     assert (levels[1].target.size, levels[2].target.bpw) == (14 * 10**9, 4.25)
+    assert [level.per_expert for level in levels] == [False, False, False, True]
+    assert levels[3].target == levels[1].target
     with pytest.raises(UsageError, match="twice"):
         parse_levels("q8_0,Q8_0")
     with pytest.raises(UsageError, match="0 levels"):

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemcut import ggml
+from gemcut.convert.gguf_source import open_gguf
+from gemcut.convert.model import STRICT
 from gemcut.errors import GGUFError
 from gemcut.gguf_experts import (
     MARK,
@@ -220,6 +222,15 @@ def test_marks_that_cannot_be_right_are_refused(key, value, message, experts, tm
     path = write(tmp_path / "x.gguf", experts, {k: v for k, v in metadata.items() if v})
     with pytest.raises(GGUFError, match=f"x.gguf: .*{message}"):
         GGUFFile(path)
+
+
+def test_experts_that_cannot_be_decoded_are_refused_at_once(experts, tmp_path):
+    """Where others are beside them, so that they would have to be."""
+    experts[2] = replace(experts[2], type=ggml.type_named("i8"))
+    path = write(tmp_path / "m.gguf", experts)
+
+    with pytest.raises(GGUFError, match="ffn_down_exps.weight has experts in i8, which ggml"):
+        open_gguf(path, replace(STRICT, restack=True))
 
 
 def test_stock_loaders_refuse_it_by_its_architecture(experts, tmp_path):

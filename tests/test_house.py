@@ -36,7 +36,7 @@ TOP = re.compile(rf"{CLI.pattern}|gemcut/(api/.*|__main__\.py|demo/walk\.py)")
 TOP_MODULE = re.compile(r"gemcut\.(api|cli|__main__|demo\.walk)(\..*)?")
 # Where alone a module outside gemcut may be imported at all.
 ONLY_IN = {
-    "ctypes": re.compile(rf"{LLAMA.pattern}|gemcut/ggml\.py"),
+    "ctypes": re.compile(rf"{LLAMA.pattern}|gemcut/(ggml|last_words)\.py"),
     "click": CLI,
     "torch": re.compile(r"gemcut/demo/train\.py"),
     "transformers": re.compile(r"gemcut/demo/train\.py"),

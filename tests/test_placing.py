@@ -1,10 +1,13 @@
 """llama.cpp's flags on the command line, and what is said of a plan."""
 
+from threading import Event
+
 import click
 import pytest
 from click.testing import CliRunner
 
-from gemcut import api
+from gemcut import api, llama
+from gemcut.cli import placing
 from gemcut.cli.outline import described
 from gemcut.cli.placing import placement_options
 from gemcut.errors import GemcutError, UsageError
@@ -55,6 +58,8 @@ def understood(*words, parallel=1):
         ("--load-mode dio", Given(load_mode="direct_io")),
         ("--load-mode auto --no-mmap", Given(load_mode="none")),
         ("--no-repack --no-host", Given(repack=False, no_host=True)),
+        ("-nr", Given(repack=False)),
+        ("--repack", Given(repack=True)),
         ("--no-op-offload --swa-full", Given(op_offload=False, swa_full=True)),
     ],
 )  # fmt: skip
@@ -153,3 +158,16 @@ def test_who_computes_prompts(q8_0, given, cards):
     with GGUFFile(q8_0) as file:
         placement = plan_run(file, named("rtx-3060"), given)
     assert cards == ("cards compute prompts" in described(placement)[2])
+
+
+def test_waiting_for_a_busy_server_is_said(monkeypatch):
+    """It serves one client at a time, and says nothing to others."""
+    told, said = Event(), []
+    monkeypatch.setattr(placing, "_PATIENCE", 0.0)
+    monkeypatch.setattr(placing, "say", lambda text: (said.append(text), told.set()))
+    monkeypatch.setattr(llama, "add_rpc", lambda endpoint: told.wait(60))
+    monkeypatch.setattr(api, "machine_for", lambda given, *rest: machine())
+
+    understood("--rpc", "127.0.0.1:50052").profile()
+
+    assert ["waiting for 127.0.0.1:50052, which serves one client at a time"] == said

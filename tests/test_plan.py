@@ -161,6 +161,6 @@ def test_files_that_cannot_be_read_or_written_are_said(tmp_path):
         Plan.read(tmp_path / "binary")
     with pytest.raises(OutputError, match="none/plan.json: cannot be written: No such file"):
         plan.write(tmp_path / "none" / "plan.json")
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="is a folder; wanted a file name"):
         plan.write(tmp_path)
     assert ["binary"] == [path.name for path in tmp_path.iterdir()]

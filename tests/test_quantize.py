@@ -109,7 +109,7 @@ def test_threads_and_tiles_change_no_byte(threads, tile, model, importance, tmp_
     api.quantize_model(model, tmp_path / "a.gguf", Target("Q5_0"), importance, threads=2)
 
     monkeypatch.setattr("gemcut.quantize.writer.TILE", tile)
-    api.quantize_model(model, tmp_path / "b.gguf", Target("Q5_0"), importance, threads)
+    api.quantize_model(model, tmp_path / "b.gguf", Target("Q5_0"), importance, threads=threads)
 
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
@@ -124,13 +124,13 @@ def test_progress_counts_every_weight_once(model, tmp_path):
 
 def test_a_file_carries_the_plan_it_was_made_from(model, tmp_path):
     """Read back, and applied again, it gives the same tensors."""
-    plan = api.quantize_model(model, tmp_path / "a.gguf", Target(size=2_000_000))
+    cut = api.quantize_model(model, tmp_path / "a.gguf", Target(size=2_000_000))
     with GGUFFile(tmp_path / "a.gguf") as file:
         carried = Plan.from_json(file.get(METADATA_KEY), "a.gguf")
 
     api.quantize_model(model, tmp_path / "b.gguf", Target(plan=carried))
 
-    assert plan == carried
+    assert cut.plan == carried
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 

@@ -179,7 +179,9 @@ def test_unreadable_files_are_ignored(tmp_path, text):
     assert 1 == len(records(tmp_path))
 
 
-@pytest.mark.parametrize("pair", [[0, 1], [1, -1], [1], ["a", 1], [1, 1e999], None])
+@pytest.mark.parametrize(
+    "pair", [[0, 1], [1, -1], [1], ["a", 1], [1, 1e999], [1e299, 1e-299], [1e-299, 1e299], None]
+)
 def test_nonsense_is_not_believed(tmp_path, pair):
     """Times that are none would spoil every prediction."""
     keep(run(placement(), 1.0), tmp_path)

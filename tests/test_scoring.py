@@ -250,9 +250,9 @@ def test_a_damaged_file_costs_its_own_column_only(together, files, chunks, tmp_p
     found = score_columns([reference, column, other], chunks)
 
     assert list(found.failures) == [column]
-    assert "llama.cpp cannot load it" in found.failures[column]
+    assert "damaged.gguf: truncated" in found.failures[column]
     scored.assert_same(found.scores[other], together.scores[other])
-    with pytest.raises(EngineError, match="cannot load it"):
+    with pytest.raises(EngineError, match="damaged.gguf: truncated"):
         score_columns([Column(column.file, reference.role), other], chunks)
 
 

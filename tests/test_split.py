@@ -98,11 +98,12 @@ def test_a_name_without_gguf_gets_it(model, tmp_path):
 
 
 def test_the_planned_sizes_are_those_of_the_files(model, tmp_path):
-    plan = api.quantize_model(model, tmp_path / "m.gguf", TARGET, split_size=3_000_000)
+    cut = api.quantize_model(model, tmp_path / "m.gguf", TARGET, split_size=3_000_000)
 
-    planned = api.planned_files(model, plan, tmp_path / "m.gguf", 3_000_000)
+    planned = api.planned_files(model, cut.plan, tmp_path / "m.gguf", 3_000_000)
 
-    assert planned == {path: path.stat().st_size for path in sorted(tmp_path.iterdir())}
+    found = {path: path.stat().st_size for path in sorted(tmp_path.iterdir())}
+    assert planned == cut.files == found
 
 
 def test_any_file_that_cannot_be_is_refused_before_the_work(model, tmp_path):

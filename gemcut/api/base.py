@@ -17,6 +17,7 @@ from gemcut.errors import EngineError, OutputError
 from gemcut.gguf_file import MAGIC
 from gemcut.llama.experts import is_marked
 from gemcut.plan import Plan
+from gemcut.positions import allocated
 from gemcut.quantize.artefacts import Artefacts
 from gemcut.quantize.identity import VERSION, model_key
 from gemcut.quantize.probe import Sample, check_memory
@@ -127,7 +128,7 @@ class Base:
     def _check_disk(self, size: int, room: int) -> None:
         """Raise OutputError if the file and what is to come after it do not fit on the disk."""
         partial = self.path.with_name(f".{NAME}.partial")
-        reserved = partial.stat().st_blocks * 512 if partial.exists() else 0
+        reserved = allocated(partial.stat()) if partial.exists() else 0
         free = shutil.disk_usage(self._artefacts.folder).free + reserved
         if free < size + room:
             after = f" and {format_size(room)} for the result" if room else ""

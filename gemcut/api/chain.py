@@ -13,6 +13,8 @@ from pathlib import Path
 from gemcut.api.base import NAME, Base
 from gemcut.api.measuring import collect_importance, measure_sensitivity, probing
 from gemcut.api.planning import predicted_by
+from gemcut.api.sources import Source, model_of
+from gemcut.api.words import Where, paths_of
 from gemcut.convert.model import Model
 from gemcut.engine import ModelOptions, default_threads
 from gemcut.errors import PlanError, TextError, UsageError
@@ -67,7 +69,7 @@ class Effort:
     room: bytes of the disk that are to be left for the result.
     """
 
-    texts: Sequence[Path] = ()
+    texts: Where | Sequence[Where] = ()
     minutes: float | None = None
     threads: int | None = None
     options: ModelOptions | None = None  # where the weights go
@@ -76,8 +78,8 @@ class Effort:
 
 
 def measure_chain(
-    model: Model,
-    folder: Path,
+    source: Source,
+    folder: Where,
     effort: Effort | None = None,
     restart: bool = False,
     progress: StageProgress | None = None,
@@ -96,7 +98,8 @@ def measure_chain(
         TextError: a text cannot be read or is too short.
         EngineError, CheckpointError: the model cannot be loaded, or the source read.
     """
-    return _Chain(model, folder, effort or Effort(), restart, progress, tell).run()
+    made = model_of(source), Path(folder), effort or Effort()
+    return _Chain(*made, restart, progress, tell).run()
 
 
 class _Chain:
@@ -113,7 +116,7 @@ class _Chain:
     ) -> None:
         self._model, self._effort, self._restart = model, effort, restart
         self._threads = effort.threads or default_threads()
-        self._texts = [Text.read(path) for path in effort.texts]
+        self._texts = [Text.read(path) for path in paths_of(effort.texts)]
         self._artefacts = Artefacts(folder)
         self._base = Base(model, self._artefacts, effort.options, self._threads)
         self._progress = progress or (lambda what, done, total: None)

@@ -1,6 +1,7 @@
 """Finished files compared: what the cut cost, in quality, memory and speed."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -8,13 +9,15 @@ from pathlib import Path
 from gemcut import llama
 from gemcut.api.measuring import calibration
 from gemcut.api.running import open_run
+from gemcut.api.words import Tokens, Where, path_of, paths_of, tokens_of
 from gemcut.engine import ModelOptions
 from gemcut.errors import EngineError, GemcutError, UsageError
 from gemcut.eval.compare import columns_of, compare_selected, compare_with_base
 from gemcut.eval.comparison import Anatomy, Comparison, Report
 from gemcut.eval.dissect import dissect
 from gemcut.eval.files import File, select
-from gemcut.eval.scope import Means, Scope
+from gemcut.eval.scope import Means, Progress, Scope, Tell
+from gemcut.eval.scoring.cache import NAME, Cache
 from gemcut.eval.scoring.column import Column
 from gemcut.eval.scoring.fitting import placed
 from gemcut.eval.scoring.saving import check_saving, save_kld
@@ -23,47 +26,65 @@ from gemcut.eval.tasks.reading import read_task
 from gemcut.eval.tasks.result import TaskResult
 from gemcut.eval.tasks.run import run_tasks
 from gemcut.eval.texts.diagnosis import Diagnosis, diagnose
-from gemcut.eval.texts.framing import OWN
+from gemcut.eval.texts.framing import OWN, RAW
 from gemcut.eval.texts.reading import read_texts
 from gemcut.eval.texts.text import Text
 from gemcut.runtime.placement.given import Given
 from gemcut.runtime.speed.trial import try_run
+from gemcut.user_cache import cache_folder
 
 
 @dataclass(frozen=True)
 class Extras:
-    """What is done beside comparing on texts.
+    """What is done beside comparing on texts: see `evaluate`."""
 
-    tasks: files of tasks, of each at most task_limit items.
-    speed_at: the context that speed and memory are measured with; None: they are not.
-    save_kld: where the reference's logits are written for llama-perplexity.
-    """
-
-    tasks: tuple[str, ...] = ()
-    task_limit: int | None = None
-    speed_at: int | None = None
-    save_kld: Path | None = None
+    tasks: tuple[str, ...]
+    task_limit: int | None
+    speed_at: int | None
+    save_kld: Path | None
 
 
 def evaluate(
-    files: Sequence[Path],
-    reference: Path | None = None,
-    texts: Sequence[Path] = (),
-    contexts: Sequence[int] = (512,),
+    files: Where | Sequence[Where],
+    reference: Where | None = None,
+    texts: Where | Sequence[Where] = (),
+    *,
+    context: Tokens | Sequence[Tokens] = 512,
     chunks: int | None = None,
-    scope: Scope | None = None,
-    means: Means | None = None,
-    extras: Extras | None = None,
-    base: Path | None = None,
+    framing: str = RAW,
+    caches: Sequence[tuple[str, str]] = (),
+    floor: int = 8,
+    routing: int = 4,
+    tasks: Sequence[Where] = (),
+    task_limit: int | None = None,
+    speed_at: Tokens | None = None,
+    save_kld: Where | None = None,
+    base: Where | None = None,
+    threads: int | None = None,
+    keep: bool = True,
+    progress: Progress = lambda what, done, total: None,
+    tell: Tell = lambda line: None,
     command: Sequence[str] = (),
 ) -> Report:
     """Compare GGUF files, with a reference or among themselves.
 
+    A file is scored in a process of its own, so that one that crashes llama.cpp costs one row.
+
     Args:
         texts: files, folders or .jsonl; none: the built-in text, or under `own` built-in prompts.
-        contexts: a comparison is made with chunks of each length.
+        context: a comparison is made with chunks of so many tokens; or several, one of each.
         chunks: at most so many of each text.
+        framing: how texts are read: raw, bos, chat; own: answers of the reference.
+        caches: further types of keys and values that every file is scored with.
+        floor: chunks that the reference is scored on once more in another way; 0: none.
+        routing: chunks that routing is compared on; 0: none.
+        tasks: files of tasks with answers, of each at most `task_limit` items.
+        speed_at: the context that speed and memory are measured with; None: they are not.
+        save_kld: where the reference's logits are written for llama-perplexity.
         base: a file of llama-perplexity's in place of reference and texts.
+        keep: keep scores in the user's cache, so that nothing is scored twice.
+        progress: told what is scored, chunks done, and in all.
+        tell: told in lines what is noteworthy.
         command: that the report says to make it again by.
 
     Raises:
@@ -71,19 +92,57 @@ def evaluate(
             be read.
         OutputError: there is no room for the reference's logits.
     """
-    scope, means, extras = scope or Scope(), means or Means(), extras or Extras()
+    spoken = (context,) if isinstance(context, int | str) else context
+    said = _Said(
+        paths_of(files),
+        path_of(reference),
+        paths_of(texts),
+        tuple(map(tokens_of, spoken)),
+        chunks,
+        Scope(framing, tuple(caches), floor, routing),
+        Extras(
+            tuple(map(str, tasks)),
+            task_limit,
+            None if speed_at is None else tokens_of(speed_at),
+            path_of(save_kld),
+        ),
+        path_of(base),
+    )
+    with Cache(cache_folder() / NAME) if keep else nullcontext() as cache:
+        report = _evaluated(said, Means(threads, cache, True, progress, tell))
+    return replace(report, command=tuple(command))
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What is compared, and on what."""
+
+    files: tuple[Path, ...]
+    reference: Path | None
+    texts: tuple[Path, ...]
+    contexts: tuple[int, ...]
+    chunks: int | None
+    scope: Scope
+    extras: Extras
+    base: Path | None
+
+
+def _evaluated(said: _Said, means: Means) -> Report:
+    scope, extras, base = said.scope, said.extras, said.base
     _check(extras, scope)
-    if base and (reference or texts or extras.save_kld):
+    if base and (said.reference or said.texts or extras.save_kld):
         raise UsageError("a .kld base has its own text and reference: name no others")
-    chosen = select(files, reference)
+    chosen = select(said.files, said.reference)
+    has_reference = said.reference is not None
     if base:
-        comparisons, diagnosis = [compare_with_base(chosen, base, chunks, scope, means)], None
+        comparisons = [compare_with_base(chosen, base, said.chunks, scope, means)]
+        diagnosis = None
     else:
-        read, scope = _read(texts, chosen[0], scope)
+        read, scope = _read(said.texts, chosen[0], scope)
         diagnosis = _diagnosed(chosen[0], read, scope, means)
         comparisons = [
-            compare_selected(chosen, bool(reference), read, n_ctx, chunks, scope, means)
-            for n_ctx in contexts
+            compare_selected(chosen, has_reference, read, n_ctx, said.chunks, scope, means)
+            for n_ctx in said.contexts
         ]
     if extras.save_kld:
         _save(chosen[0], comparisons[0], extras.save_kld, means)
@@ -96,10 +155,9 @@ def evaluate(
     return Report(
         tuple(comparisons),
         anatomies,
-        _tasks(sound, reference is not None, extras, means),
+        _tasks(sound, has_reference, extras, means),
         diagnosis,
-        tuple(command),
-        tuple(filter(None, notes)),
+        notes=tuple(filter(None, notes)),
     )
 
 

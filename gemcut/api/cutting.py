@@ -1,13 +1,16 @@
 """From a source and a target to a plan and to files."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Unpack
 
-from gemcut.api.planning import is_source, plan_types
+from gemcut.api.planning import compare_plans, is_source, plan_types
+from gemcut.api.sources import Source, model_of, open_source
+from gemcut.api.words import Size, Wanted, Where, bytes_of, path_of
 from gemcut.convert.model import Model
 from gemcut.engine import default_threads
-from gemcut.errors import PlanError
+from gemcut.errors import PlanError, UsageError
 from gemcut.gguf_layout import file_size
 from gemcut.outputs import check_outputs
 from gemcut.plan import Plan
@@ -16,7 +19,8 @@ from gemcut.quantize.identity import digest
 from gemcut.quantize.importance import Importance, importance_for
 from gemcut.quantize.request import Request
 from gemcut.quantize.statistics import Statistics, read_statistics
-from gemcut.quantize.writer import Tell, files, metadata, write_model
+from gemcut.quantize.writer import Tell, carrying, files, metadata, write_model
+from gemcut.sensitivity import Sensitivity
 
 Progress = Callable[[int], None]  # told how much was just done
 
@@ -35,13 +39,81 @@ class Target:
     plan: Plan | None = None
 
 
-def make_plan(model: Model, target: Target, importance: Importance | None = None) -> Plan:
-    """The types of all tensors for a target.
+@dataclass(frozen=True)
+class Cut:
+    """A file that was written, or several: their sizes in bytes, the one to load first."""
+
+    plan: Plan
+    files: Mapping[Path, int]
+
+    @property
+    def path(self) -> Path:
+        """The file to load."""
+        return next(iter(self.files))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(self.files.values())
+
+    @property
+    def bpw(self) -> float:
+        """Bits per weight over all tensors."""
+        return self.plan.bpw
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was written, as JSON knows it."""
+        paths = [str(path) for path in self.files]
+        return {"files": paths, "size": self.size, "bpw": self.bpw, "plan": self.plan.to_dict()}
+
+
+def make_plan(
+    source: Source,
+    target: Target | str | None = None,
+    importance: Importance | None = None,
+    *,
+    imatrix: Where | None = None,
+    sensitivity: Where | Sensitivity | None = None,
+    validated: Sequence[Where] = (),
+    threads: int | None = None,
+    tell: Tell | None = None,
+    **wanted: Unpack[Wanted],
+) -> Plan:
+    """The types of all tensors, and their places if the file is for a machine.
+
+    Args:
+        target: a stock mixture or a ggml type; None: what is `wanted` decides.
+        importance, imatrix: of the columns, as it is or in a file.
+        sensitivity, validated, threads, tell, wanted: see `compare_plans`.
 
     Raises:
-        PlanError: the target names no or an unsuitable type.
-        BudgetError: no choice fits the size.
+        PlanError: the target names no or an unsuitable type, or an artefact is another model's.
+        BudgetError: no choice fits.
+        UsageError: words that mean nothing, or contradict each other.
+        GGUFError, SensitivityError, EngineError: see `compare_plans`.
     """
+    model = model_of(source)
+    if target is None:
+        if importance is not None:
+            raise UsageError("importance goes with a type; what is planned takes an imatrix file")
+        return compare_plans(
+            model,
+            imatrix=imatrix,
+            sensitivity=sensitivity,
+            validated=validated,
+            threads=threads,
+            tell=tell or (lambda line: None),
+            alternatives=False,
+            **wanted,
+        ).plan
+    if wanted or sensitivity or validated:
+        raise UsageError(f"a plan of {target} leaves nothing to choose: give it, or what is wanted")
+    if imatrix is not None:
+        importance = importance_for(read_statistics(Path(imatrix)), model.tensors)
+    return _planned(model, Target(target) if isinstance(target, str) else target, importance)
+
+
+def _planned(model: Model, target: Target, importance: Importance | None) -> Plan:
     if target.plan is not None:
         return choose.refit(model, target.plan)
     if target.size is not None or target.bpw is not None:
@@ -84,15 +156,16 @@ def planned_files(
 
 
 def convert_checkpoint(
-    model: Model,
-    output: Path,
+    source: Source,
+    output: Where,
     kind: str = "bf16",
+    *,
     threads: int | None = None,
     progress: Progress | None = None,
-    split_size: int | None = None,
+    split_size: Size | None = None,
     restart: bool = False,
     tell: Tell | None = None,
-) -> Plan:
+) -> Cut:
     """Write the model as a GGUF in BF16, F16 or F32; the arguments are those of `quantize_model`.
 
     Raises:
@@ -101,26 +174,42 @@ def convert_checkpoint(
     """
     if kind.lower() not in FLOAT_TYPES:
         raise PlanError(f"convert writes {', '.join(FLOAT_TYPES)}, not {kind}; see quantize")
-    target = Target(kind)
-    return quantize_model(model, output, target, None, threads, progress, split_size, restart, tell)
+    # Experts with types of their own go back into stacks, as `gemcut convert` has it.
+    model = source if isinstance(source, Model) else open_source(source, restack=True)
+    return quantize_model(
+        model,
+        output,
+        kind,
+        threads=threads,
+        progress=progress,
+        split_size=split_size,
+        restart=restart,
+        tell=tell,
+    )
 
 
 def quantize_model(
-    model: Model,
-    output: Path,
-    target: Target,
+    source: Source,
+    output: Where,
+    target: Target | Plan | str,
     importance: Importance | None = None,
+    *,
+    imatrix: Where | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
-    split_size: int | None = None,
+    split_size: Size | None = None,
     restart: bool = False,
     tell: Tell | None = None,
-) -> Plan:
+) -> Cut:
     """Cut the model to a target and write it, straight from the source.
 
     Interrupted, the same call goes on where it stopped.
 
     Args:
+        target: a plan, or as `make_plan` takes it.
+        importance, imatrix: what columns are weighted by: as it is, or in a file, which the result
+            then names.
+        progress: told how many weights were just done.
         split_size: bytes of tensors per file, in several files as llama.cpp splits; None: one.
         restart: throw away what an interrupted call left, and begin anew.
         tell: told in a line when work is continued, or is interrupted and can be continued.
@@ -129,18 +218,29 @@ def quantize_model(
         PlanError, BudgetError: see `make_plan`.
         OutputError: the file cannot be written, or unfinished work of something else lies there.
     """
+    model, path = model_of(source), Path(output)
+    most = None if split_size is None else bytes_of(split_size)
+    told = tell or (lambda line: None)
+    statistics = None if imatrix is None else read_statistics(Path(imatrix))
+    if isinstance(target, Plan):
+        for line in differences(model, target, statistics):
+            told(line)
+        target = Target(plan=target)
+    if statistics:
+        importance = importance_for(statistics, model.tensors)
+        model = carrying(model, statistics)
     plan = make_plan(model, target, importance)
-    check_outputs({output, *files(model, plan, output, split_size)}, model.files)
+    check_outputs({path, *files(model, plan, path, most)}, [*model.files, path_of(imatrix)])
     threads = threads or default_threads()
-    write_model(model, plan, output, importance, threads, progress, split_size, restart, tell)
-    return plan
+    write_model(model, plan, path, importance, threads, progress, most, restart, tell)
+    return Cut(plan, planned_files(model, plan, path, most))
 
 
-def load_importance(path: Path | None, model: Model) -> Importance | None:
+def load_importance(path: Where | None, model: Model) -> Importance | None:
     """The importance of a model's columns out of an imatrix file, or None for no file.
 
     Raises:
         GGUFError: not an imatrix, or damaged.
         PlanError: it was made for another model.
     """
-    return None if path is None else importance_for(read_statistics(path), model.tensors)
+    return None if path is None else importance_for(read_statistics(Path(path)), model.tensors)

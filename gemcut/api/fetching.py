@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from gemcut.api.words import Where
+
 
 def local_gguf(
-    source: str | Path,
+    source: Where,
     revision: str | None = None,
     offline: bool = False,
     fetched: Callable[[str, int, int], None] | None = None,

@@ -3,16 +3,20 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
 
 from gemcut import llama
+from gemcut.api.sources import Source, model_of
+from gemcut.api.words import Where, path_of, paths_of
 from gemcut.convert.gguf_source import open_gguf
 from gemcut.convert.model import Model, Reading
 from gemcut.engine import ModelOptions, default_threads
 from gemcut.eval.texts.chunks import cut
 from gemcut.eval.texts.text import Text
+from gemcut.lock import alone
 from gemcut.outputs import check_outputs
 from gemcut.quantize.calibration import NAME as CALIBRATION
 from gemcut.quantize.calibration import Use, calibration_text
@@ -26,11 +30,13 @@ from gemcut.quantize.writer import Tell
 from gemcut.runtime.language.template import Template
 from gemcut.sensitivity import Sensitivity
 
+Texts = Where | Sequence[Where | Text]  # read one after the other; none: the built-in text
+
 
 def collect_importance(
-    path: Path,
-    texts: Sequence[Path | Text],
-    output: Path,
+    path: Where,
+    texts: Texts,
+    output: Where,
     n_ctx: int = 512,
     chunks: int | None = None,
     threads: int | None = None,
@@ -57,24 +63,26 @@ def collect_importance(
         UsageError, OutputError, EngineError: see `gemcut.quantize.collect`.
         GGUFError: not a model.
     """
+    path, output, given = Path(path), Path(output), _given(texts)
     source = open_gguf(path, Reading(requantize=True))
-    check_outputs([output], [*source.files, *(text for text in texts if isinstance(text, Path))])
-    with llama.Model.load(path, options) as model:
-        read = _read(texts) or [calibration(model)]
-        special = parse_special or not texts
+    check_outputs([output], [*source.files, *(text for text in given if isinstance(text, Path))])
+    with alone(output), llama.Model.load(path, options) as model:
+        read = _read(given) or [calibration(model)]
+        special = parse_special or not given
         tokens = np.concatenate([model.tokenize(t.content, True, special) for t in read])
         bos = model.bos if model.add_bos else None
         cut_ = cut(tokens, n_ctx, chunks, bos, ", ".join(text.name for text in read))
         unfinished = Unfinished(output, source.identity, cut_)
         seconds = None if minutes is None else 60 * minutes
         found = collect(model, cut_, threads, progress, unfinished, restart, tell, seconds)
-    statistics = replace(found, datasets=tuple(text.name for text in read))
-    write_statistics(output, statistics)
-    unfinished.remove()
+        statistics = replace(found, datasets=tuple(text.name for text in read))
+        source.check()
+        write_statistics(output, statistics)
+        unfinished.remove()
     return statistics
 
 
-def merge_importance(paths: Sequence[Path], output: Path) -> Statistics:
+def merge_importance(paths: Sequence[Where], output: Where) -> Statistics:
     """Add imatrix files up into one, as if all their texts had been read.
 
     Raises:
@@ -82,16 +90,16 @@ def merge_importance(paths: Sequence[Path], output: Path) -> Statistics:
         PlanError: they are of different models.
         OutputError: the file cannot be written, or is one of them.
     """
-    check_outputs([output], paths)
-    statistics = merged([read_statistics(path) for path in paths])
-    write_statistics(output, statistics)
+    check_outputs([Path(output)], paths_of(paths))
+    statistics = merged([read_statistics(path) for path in paths_of(paths)])
+    write_statistics(Path(output), statistics)
     return statistics
 
 
 def measure_sensitivity(
-    model: Model,
-    output: Path,
-    imatrix: Path | None = None,
+    source: Source,
+    output: Where,
+    imatrix: Where | None = None,
     request: Request | None = None,
     threads: int | None = None,
     restart: bool = False,
@@ -113,18 +121,19 @@ def measure_sensitivity(
         UsageError, GGUFError, PlanError, OutputError, EngineError, CheckpointError, TextError: see
             `quantize.measure.measure_model`.
     """
-    request = request or Request()
-    check_outputs([output], [imatrix, request.probed, *model.files])
-    statistics = None if imatrix is None else read_statistics(imatrix)
+    model, output, request = model_of(source), Path(output), request or Request()
+    check_outputs([output], [path_of(imatrix), request.probed, *model.files])
+    statistics = None if imatrix is None else read_statistics(Path(imatrix))
     silent = progress or (lambda done, total: None), tell or (lambda line: None)
-    return measure_model(
-        model, output, statistics, request, threads or default_threads(), restart, *silent
-    )
+    with alone(output):
+        return measure_model(
+            model, output, statistics, request, threads or default_threads(), restart, *silent
+        )
 
 
 def probing(
-    path: Path,
-    texts: Sequence[Path | Text] = (),
+    path: Where,
+    texts: Texts = (),
     chunks: int = 16,
     n_ctx: int = 512,
     options: ModelOptions | None = None,
@@ -138,12 +147,17 @@ def probing(
     Raises:
         TextError, UsageError, EngineError, GGUFError: a text or the file cannot be read.
     """
-    read = _read(texts)
+    path, read = Path(path), _read(_given(texts))
     if not read:
         with llama.Model.load(path, ModelOptions(vocab_only=True)) as model:
             read = [calibration(model, "probe")]
     text = "\n\n".join(each.content for each in read)
-    return Probing(path, text, Sample(n_ctx, chunks), options, parse_special=not texts)
+    return Probing(path, text, Sample(n_ctx, chunks), options, parse_special=not _given(texts))
+
+
+def _given(texts: Texts) -> list[Path | Text]:
+    several = [texts] if isinstance(texts, str | PathLike) else texts
+    return [text if isinstance(text, Text) else Path(text) for text in several]
 
 
 def _read(texts: Sequence[Path | Text]) -> list[Text]:

@@ -1,24 +1,128 @@
 """From a source, and what a user has and wants, to a plan."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Unpack
 
+from gemcut.api.sources import Source, model_of
+from gemcut.api.words import Wanted, Where
 from gemcut.convert.model import Model
 from gemcut.engine import ContextOptions
-from gemcut.errors import PlanError
+from gemcut.errors import PlanError, UsageError
 from gemcut.plan import Measured, Plan
 from gemcut.profile import Profile
 from gemcut.quantize.identity import digest, fingerprint, model_key, sensitivity_digest
 from gemcut.quantize.importance import Importance, importance_for
-from gemcut.quantize.outcome import Task
+from gemcut.quantize.intent import Intent, understand
+from gemcut.quantize.outcome import Outcome, Task
 from gemcut.quantize.planner import plan_model
 from gemcut.quantize.request import Request
 from gemcut.quantize.rescale import pairs_of, rescale
-from gemcut.quantize.statistics import Statistics
-from gemcut.quantize.writer import carrying, metadata
+from gemcut.quantize.statistics import Statistics, read_statistics
+from gemcut.quantize.writer import Tell, carrying, metadata
+from gemcut.runtime.machine.profiles import open_profile, this_machine, with_limits
 from gemcut.sensitivity import Sensitivity
 
 _CONTEXT = ContextOptions(n_ctx=8192, n_outputs=1)
+
+
+def compare_plans(
+    source: Source,
+    *,
+    imatrix: Where | None = None,
+    sensitivity: Where | Sensitivity | None = None,
+    validated: Sequence[Where] = (),
+    threads: int | None = None,
+    tell: Tell = lambda line: None,
+    alternatives: bool = True,
+    **wanted: Unpack[Wanted],
+) -> Outcome:
+    """The best file for a machine and a use, and what else there is: nothing is loaded or written.
+
+    Args:
+        imatrix: importance that the file will be cut with.
+        sensitivity: what was measured; None: priors.
+        validated: plans of files that were scored, which correct the predictions.
+        threads: of this machine, if the file is for it.
+        tell: told in lines what is noteworthy about the plan.
+        alternatives: find them; without, only how large the file is may decide, and no machine.
+
+    Raises:
+        BudgetError: no choice fits.
+        UsageError: words that mean nothing, or contradict each other.
+        PlanError, GGUFError, SensitivityError, ProfileError: an artefact is none, or another
+            model's.
+        EngineError: this machine cannot be measured.
+    """
+    model = model_of(source)
+    intent = understand({name.replace("_", "-"): said for name, said in wanted.items()})
+    if not (sensitivity is None or isinstance(sensitivity, Sensitivity)):
+        sensitivity = Sensitivity.read(Path(sensitivity))
+    machine = machine_of(intent, threads) if alternatives or needs_machine(intent) else None
+    task = make_task(
+        model,
+        intent.request,
+        sensitivity,
+        None if imatrix is None else read_statistics(Path(imatrix)),
+        machine,
+        intent.options(trained_context(model)),
+        [each for path in validated for each in measured_in(path, model, sensitivity, tell)],
+    )
+    outcome = plan_model(task, alternatives)
+    for note in outcome.notes:
+        tell(note)
+    return outcome
+
+
+def needs_machine(intent: Intent) -> bool:
+    """Whether places are to be chosen: not if all that was said is how large the file is."""
+    request = intent.request
+    bounded = request.size is not None or request.bpw is not None
+    return intent.of_a_machine or request.min_speed is not None or not bounded
+
+
+def machine_of(
+    intent: Intent,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Profile:
+    """The machine that was described; what was not is this one's.
+
+    Args:
+        progress: told types measured, and in all, where this machine was not measured before.
+
+    Raises:
+        UsageError: an unknown name, or limits that leave nothing.
+        ProfileError: a file that is no profile.
+        EngineError: llama.cpp is missing, or a device does not compute.
+    """
+    named = intent.machine
+    profile = open_profile(named) if named else this_machine(threads, tell=progress)
+    found = with_limits(profile, intent.vram, intent.ram)
+    if intent.ram == 0 and not found.cards:
+        raise UsageError("ram 0 puts everything on cards, and there is none: give --vram, too")
+    return found
+
+
+def measured_in(
+    path: Where, model: Model, sensitivity: Sensitivity | None, tell: Tell = lambda line: None
+) -> tuple[Measured, ...]:
+    """What the plan of a scored file says. Raises PlanError: it says nothing of this model."""
+    plan = Plan.read(Path(path))
+    try:
+        found = measured_of(model, plan, sensitivity)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from error
+    if not found:
+        tell(f"{path}: was predicted by another sensitivity, so it corrects nothing here")
+    return found
+
+
+def trained_context(model: Model) -> int | None:
+    """Tokens of a context that the model was made for, if that is known."""
+    value = model.metadata.get(f"{model.architecture}.context_length")
+    return value.data if value and isinstance(value.data, int) else None
 
 
 def make_task(

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gemcut.api.words import Where, path_of
 from gemcut.convert import hub
 from gemcut.convert.checkpoint import Checkpoint
 from gemcut.convert.engine import open_model
@@ -22,12 +23,14 @@ from gemcut.lattice import lattice_by_role
 from gemcut.quantize.statistics import Statistics, is_imatrix, read_statistics
 from gemcut.roles import role_of
 
+Source = Where | Model  # a checkpoint's folder, a Hub id, a GGUF; or one that is open
+
 
 def open_source(
-    source: str | Path,
+    source: Where,
     revision: str | None = None,
     offline: bool = False,
-    scratch: Path | None = None,
+    scratch: Where | None = None,
     fetched: Progress | None = None,
     ignore: Sequence[str] = (),
     requantize: bool = False,
@@ -49,7 +52,7 @@ def open_source(
     reading = Reading(ignore, requantize, nonfinite, pre_tokenizer, restack)
     if hub.is_repository(str(source)):
         place = Place(str(source), revision)
-        checkpoint = Checkpoint(hub.open_repository(place, offline, scratch, fetched))
+        checkpoint = Checkpoint(hub.open_repository(place, offline, path_of(scratch), fetched))
     elif is_gguf(source):
         return open_gguf(Path(source), reading)
     else:
@@ -57,7 +60,12 @@ def open_source(
     return open_model(checkpoint, reading)
 
 
-def inspect_source(source: str | Path, **reading: Any) -> Inspection:
+def model_of(source: Source) -> Model:
+    """A source that is open, as it is; else what `open_source` makes of it."""
+    return source if isinstance(source, Model) else open_source(source)
+
+
+def inspect_source(source: Where, **reading: Any) -> Inspection:
     """What is in a checkpoint or a GGUF; of a GGUF any architecture.
 
     Headers only, and a few rows of what is on this machine: of a Hub id no weights are fetched.
@@ -91,7 +99,7 @@ def inspect_source(source: str | Path, **reading: Any) -> Inspection:
     return replace(found, family=family, lattice=lattice)
 
 
-def importance_in(source: str | Path) -> Statistics | None:
+def importance_in(source: Where) -> Statistics | None:
     """What an imatrix file holds; None: it is something else.
 
     Raises:
@@ -106,5 +114,5 @@ def families() -> tuple[Family, ...]:
     return FAMILIES
 
 
-def is_gguf(source: str | Path) -> bool:
+def is_gguf(source: Where) -> bool:
     return Path(source).suffix == ".gguf" or Path(source).is_file()

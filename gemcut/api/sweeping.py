@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from gemcut.api.base import counted, finest, source_gguf
 from gemcut.api.cutting import FLOAT_TYPES, Target, make_plan, planned_size, quantize_model
+from gemcut.api.sources import Source, model_of
+from gemcut.api.words import Where, path_of
 from gemcut.convert.model import Model
 from gemcut.errors import OutputError, UsageError
+from gemcut.lock import alone_in
 from gemcut.plan import Plan
 from gemcut.quantize.artefacts import Artefacts
 from gemcut.quantize.identity import VERSION, digest, model_key
@@ -32,6 +34,7 @@ class Level:
 
     name: str
     target: Target
+    per_expert: bool = False  # with types per expert, where they help
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Sweep:
 
 
 def parse_levels(text: str) -> tuple[Level, ...]:
-    """What "Q8_0,Q4_K_M,size=14G,bpw=4.5" means: types or mixtures, sizes, bits per weight.
+    """What "Q8_0,Q4_K_M,size=14G,bpw=4.5,per-expert=14G" means: types or mixtures, sizes, bits per
+    weight, sizes with types per expert.
 
     Raises:
         UsageError: a level that is none, or listed twice.
@@ -60,12 +64,12 @@ def parse_levels(text: str) -> tuple[Level, ...]:
 
 @contextmanager
 def swept(
-    model: Model,
-    levels: Sequence[Level],
-    folder: Path,
+    source: Source,
+    levels: Sequence[Level] | str,
+    folder: Where,
     keep: bool = False,
-    reference: Path | None = None,
-    imatrix: Path | None = None,
+    reference: Where | None = None,
+    imatrix: Where | None = None,
     threads: int | None = None,
     progress: StageProgress | None = None,
     tell: Tell | None = None,
@@ -73,8 +77,9 @@ def swept(
     """Build the files of a sweep, for as long as they are needed.
 
     Args:
+        levels: as `parse_levels` makes or takes them.
         folder: where they are kept, and found again by the same sweep; unless `keep`, they lie in a
-            temporary folder in it.
+            temporary folder in it, which stays if the sweep is interrupted.
         reference: None: the source, if it is a GGUF in 16 or 32 bits; else one is built.
         imatrix: that all files are cut with.
         progress: told weights done and in all, of each file.
@@ -84,24 +89,25 @@ def swept(
         GGUFError: the imatrix is none, or damaged.
         OutputError: there is no room, or a file cannot be written.
     """
-    reference = reference or _finished(model)
-    statistics = read_statistics(imatrix) if imatrix else None
+    model, levels = model_of(source), parse_levels(levels) if isinstance(levels, str) else levels
+    held_against = path_of(reference) or _finished(model)
+    statistics = read_statistics(Path(imatrix)) if imatrix else None
     importance = importance_for(statistics, model.tensors) if statistics else None
-    plans = {f"{level.name}.gguf": make_plan(model, level.target, importance) for level in levels}
+    plans = {f"{level.name}.gguf": _plan(model, level, importance, imatrix) for level in levels}
     wanted, base = dict(plans), ""
-    if reference is None:
+    if held_against is None:
         kind = finest(model, max(planned_size(model, plan) for plan in plans.values())).upper()
         base = f"{kind}.gguf"
         wanted.setdefault(base, make_plan(model, Target(kind)))
-    with _folder(folder, keep) as place:
-        imatrix_key = digest(statistics) if statistics else "none"
-        key = {"version": VERSION, "source": model_key(model), "importance": imatrix_key}
+    imatrix_key = digest(statistics) if statistics else "none"
+    key = {"version": VERSION, "source": model_key(model), "importance": imatrix_key}
+    with _folder(Path(folder), None if keep else key, tell) as place:
         carried = carrying(model, statistics) if statistics else model
         builder = _Builder(carried, Artefacts(place), key, importance, threads, progress, tell)
         builder.check_room(wanted)
         for name, plan in wanted.items():
             builder.build(name, plan)
-        yield Sweep(tuple(place / name for name in plans), reference or place / base)
+        yield Sweep(tuple(place / name for name in plans), held_against or place / base)
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,13 @@ class _Builder:
             stage = counted(lambda done, total: progress(name, done, total), self.model.weights)
         target = Target(plan=plan)
         quantize_model(
-            self.model, path, target, self.importance, self.threads, stage, tell=self.tell
+            self.model,
+            path,
+            target,
+            self.importance,
+            threads=self.threads,
+            progress=stage,
+            tell=self.tell,
         )
         self.artefacts.keep(name, self._key(plan))
 
@@ -152,6 +164,13 @@ class _Builder:
             self.tell(text)
 
 
+def _plan(model: Model, level: Level, importance: Importance | None, imatrix: Where | None) -> Plan:
+    size = level.target.size
+    if level.per_expert and size is not None:
+        return make_plan(model, imatrix=imatrix, size=size, per_expert=True)
+    return make_plan(model, level.target, importance)
+
+
 def _level(word: str) -> Level:
     what, equals, value = word.partition("=")
     if not equals:
@@ -159,21 +178,41 @@ def _level(word: str) -> Level:
     name = re.sub(r"[^\w.]", "", value)
     if what == "size":
         return Level(name, Target(size=parse_size(value)))
+    if what == "per-expert":
+        return Level(f"{name}-per-expert", Target(size=parse_size(value)), per_expert=True)
     if what == "bpw":
         try:
             return Level(f"{name}bpw", Target(bpw=float(value)))
         except ValueError:
             pass
-    raise UsageError(f"level {word!r:.60}: wanted a type or mixture, size=14G or bpw=4.5")
+    raise UsageError(
+        f"level {word!r:.60}: wanted a type or mixture, size=14G, bpw=4.5 or per-expert=14G"
+    )
 
 
 @contextmanager
-def _folder(folder: Path, keep: bool) -> Iterator[Path]:
-    if keep:
-        yield folder
+def _folder(folder: Path, key: Mapping[str, str] | None, tell: Tell | None) -> Iterator[Path]:
+    """The folder, or a temporary one in it that the same sweep finds again if it is interrupted.
+
+    Args:
+        key: of what is swept; None: the files stay.
+    """
+    if key is None:
+        with alone_in(folder):
+            yield folder
         return
-    with TemporaryDirectory(prefix=".sweep-", dir=folder) as temporary:
-        yield Path(temporary)
+    place = folder / f".sweep-{sha256(repr(sorted(key.items())).encode()).hexdigest()[:16]}"
+    with alone_in(place):
+        try:
+            yield place
+        except Exception:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        except BaseException:
+            if tell:
+                tell(f"{place} is kept: the same command continues; else remove it")
+            raise
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _finished(model: Model) -> Path | None:

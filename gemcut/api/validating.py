@@ -12,6 +12,8 @@ from gemcut.api.base import Base, finest, source_gguf
 from gemcut.api.chain import dealt_texts
 from gemcut.api.cutting import Target, make_plan, planned_size, quantize_model
 from gemcut.api.measuring import calibration
+from gemcut.api.sources import Source, model_of
+from gemcut.api.words import Where, path_of, paths_of
 from gemcut.convert.model import Model
 from gemcut.engine import ModelOptions
 from gemcut.errors import EngineError
@@ -27,14 +29,14 @@ CHUNKS = 32
 
 
 def validate(
-    model: Model,
-    output: Path,
+    source: Source,
+    output: Where,
     plan: Plan,
-    texts: Sequence[Path] = (),
+    texts: Where | Sequence[Where] = (),
     chunks: int = CHUNKS,
     n_ctx: int = 512,
     threads: int | None = None,
-    folder: Path | None = None,
+    folder: Where | None = None,
     progress: Callable[[int, int], None] | None = None,
     tell: Tell | None = None,
 ) -> Measured:
@@ -57,11 +59,12 @@ def validate(
         GGUFError, EngineError: a file cannot be read or loaded, or its logits are not finite.
         OutputError: there is no room for a reference.
     """
-    read = dealt_texts([Text.read(path) for path in texts], "validation")
+    model, output = model_of(source), Path(output)
+    read = dealt_texts([Text.read(path) for path in paths_of(texts)], "validation")
     if not read:
         with llama.Model.load(output, ModelOptions(vocab_only=True)) as vocabulary:
             read = [calibration(vocabulary, "validation")]
-    with _reference(model, output, folder, threads, tell) as (reference, kind):
+    with _reference(model, output, path_of(folder), threads, tell) as (reference, kind):
         scope, means = Scope(parse_special=not texts), Means(threads)
         if progress:
             means = replace(means, progress=lambda what, done, total: progress(done, total))
@@ -81,14 +84,14 @@ def validate(
     )
 
 
-def record(measured: Measured, paths: Iterable[Path]) -> None:
+def record(measured: Measured, paths: Where | Iterable[Where]) -> None:
     """Add what was measured to saved plans; a path where none is, is left out.
 
     Raises:
         PlanError: a file is no plan.
         OutputError: it cannot be written.
     """
-    for path in paths:
+    for path in paths_of(paths):
         if path.is_file():
             plan = Plan.read(path)
             if measured not in plan.measured:

@@ -81,7 +81,15 @@ def _press_again(
     if number is None:
         otherwise(raised)
     else:
-        Timer(_MOMENT, signal.pthread_kill, (main_thread().ident, number)).start()
+        Timer(_MOMENT, _send, (number,)).start()
+
+
+def _send(number: signal.Signals) -> None:
+    """To the main thread, so that it wakes up; on Windows, where a signal has no thread, to all."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(main_thread().ident or 0, number)
+    else:
+        signal.raise_signal(number)
 
 
 class Group(click.Group):

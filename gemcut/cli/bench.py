@@ -1,7 +1,6 @@
 """`gemcut bench`."""
 
 import shlex
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from gemcut.cli.common import (
     local_gguf,
     print_json,
     print_table,
+    say,
     stages,
 )
 from gemcut.cli.outline import show_placement
@@ -29,21 +29,6 @@ if TYPE_CHECKING:  # the library is loaded when the command runs
 _PHASES = ("prefill", "decode")
 _PLANNED = "as planned"
 Runs = list[tuple[str, "Trial"]]  # flags, what came of them
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much is measured, in tokens, and how often."""
-
-    depths: tuple[int, ...]
-    n_prompt: int
-    n_generate: int
-    repeats: int
-
-    @property
-    def n_ctx(self) -> int:
-        """Tokens that a sequence's context has to hold."""
-        return max(1, max(self.depths) + max(self.n_prompt, self.n_generate))
 
 
 @click.command("bench", cls=Titled)
@@ -84,7 +69,8 @@ def command(
 
     What --compare says stands in place of all flags of the run.
     """
-    size = Size(tuple(map(parse_context, depth.split(","))), n_prompt, n_generate, repeats)
+    depths = tuple(map(parse_context, depth.split(",")))
+    size = {"depths": depths, "n_prompt": n_prompt, "n_generate": n_generate, "repeats": repeats}
     others = [(flags, _parsed(flags)) for flags in compare]
     path, runs = local_gguf(model, revision, offline), []
     for flags, each in [(_PLANNED, wanted), *others]:
@@ -120,24 +106,26 @@ def _parsed(flags: str) -> Wanted:
         raise UsageError(f"--compare {flags!r:.80}: {error.format_message()}") from error
 
 
-def _try(path: Path, wanted: Wanted, size: Size) -> "Trial":
+def _try(path: Path, wanted: Wanted, size: dict[str, Any]) -> "Trial":
     """Load a run and measure it, in a context that is just large enough unless one is given."""
     from functools import partial
 
-    from gemcut.llama import probe
-    from gemcut.runtime.speed.trial import try_run
+    from gemcut import api
 
-    given = wanted.given
-    if given.n_ctx is None:
-        wanted = replace(wanted, given=replace(given, n_ctx=size.n_ctx * given.n_seq))
+    profile = wanted.profile()
     with stages() as progress:
         loading = partial(progress, "loading")
-        with wanted.open(path, lambda share: loading(round(100 * share), 100)) as loaded:
-            show_placement(loaded.placement)
-            forecast = replace(loaded.recorder.forecast, probe=partial(probe, path))
-            measuring = partial(progress, "measuring")
-            counts = size.n_prompt, size.n_generate, size.repeats
-            return try_run(loaded, forecast, size.depths, *counts, measuring)
+        return api.measure_speed(
+            path,
+            **size,
+            given=wanted.given,
+            workload=wanted.workload,
+            profile=profile,
+            opened=lambda run: show_placement(run.placement),
+            tell=say,
+            loading=lambda share: loading(round(100 * share), 100),
+            progress=partial(progress, "measuring"),
+        )
 
 
 def _table(name: str, runs: Runs) -> Table:

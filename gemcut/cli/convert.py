@@ -65,7 +65,14 @@ def command(
     if not dry_run:
         with bar(f"converting to {kind}", model.weights) as progress:
             api.convert_checkpoint(
-                model, output, kind, threads, progress, split_size, restart, tell=say
+                model,
+                output,
+                kind,
+                threads=threads,
+                progress=progress,
+                split_size=split_size,
+                restart=restart,
+                tell=say,
             )
     if as_json:
         result = {"files": [str(path) for path in files], "size": sum(files.values())}

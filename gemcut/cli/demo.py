@@ -30,8 +30,10 @@ def command(folder: Path, threads: int | None, as_json: bool) -> None:
     from gemcut.demo.walk import walk
     from gemcut.eval.report.record import to_dict
     from gemcut.eval.report.table import show
+    from gemcut.lock import alone_in
 
-    result = walk(folder, _Teller(), threads)
+    with alone_in(folder):
+        result = walk(folder, _Teller(), threads)
     if as_json:
         print_json(to_dict(result.report) | {"sample": result.sample})
         return

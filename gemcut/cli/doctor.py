@@ -8,7 +8,7 @@ import click
 from gemcut.cli.common import FILE, as_json, print_json, say, steps, threads
 
 if TYPE_CHECKING:  # the library is loaded when the command runs
-    from gemcut.profile import Processor, Profile
+    from gemcut.profile import Kernels, Processor, Profile
     from gemcut.runtime.machine.inspection import Machine
 
 Rows = list[tuple[str, str]]
@@ -42,9 +42,12 @@ def _measured(threads: int | None) -> "Profile":
     from gemcut.runtime.machine.profiles import BUSY, this_machine
 
     with steps("measuring") as tell:
-        profile = this_machine(threads, tell=tell)
+        profile = this_machine(threads, tell=tell, anew=True)
     if profile.doubt >= BUSY:
-        say("other programs kept this machine busy: the speeds may be too low, measure again later")
+        say(
+            "other programs kept this machine busy: the speeds may be too low; measured again "
+            "later, the faster ones count"
+        )
     return profile
 
 
@@ -79,7 +82,7 @@ def _speeds(profile: "Profile") -> Rows:
     rows: Rows = []
     for place in profile.places:
         rows.append((place.name, f"{place.description}: {_memory(place)}"))
-        rows += [(f"{place.name} {kind}", f"{_rate(r)} of weights") for kind, r in _types(place)]
+        rows += [(f"{place.name} {kind}", _multiplied(place, kind)) for kind in _types(place)]
         rows.append((f"{place.name} batches", f"{place.flops / 1e9:.0f} GFLOP/s"))
         if place.link:
             rows.append((f"{place.name} link", f"{_rate(place.link)} from the host"))
@@ -89,8 +92,23 @@ def _speeds(profile: "Profile") -> Rows:
     return rows
 
 
-def _types(place: "Processor") -> list[tuple[str, float]]:
-    return sorted(place.by_type.items(), key=lambda item: -item[1])
+def _types(place: "Processor") -> list[str]:
+    return sorted(place.by_type, key=lambda kind: -place.by_type[kind])
+
+
+def _multiplied(place: "Processor", kind: str) -> str:
+    """How fast weights of a type are multiplied, in each layout there is."""
+    text, own = f"{_rate(place.by_type[kind])} of weights", place.rearranged
+    if kind in place.batches:
+        text += f"; {_batches(place, kind)}"
+    if kind in own.by_type:
+        text += f"; rearranged {_rate(own.by_type[kind])}; {_batches(own, kind)}"
+    return text
+
+
+def _batches(kernels: "Processor | Kernels", kind: str) -> str:
+    dense, experts = kernels.batches[kind] / 1e9, kernels.experts[kind] / 1e9
+    return f"batches {dense:.0f}, of experts {experts:.0f} GFLOP/s"
 
 
 def _memory(place: "Processor") -> str:

@@ -1,8 +1,8 @@
 """`gemcut eval`."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,18 +21,22 @@ from gemcut.cli.common import (
 )
 from gemcut.cli.titled import Titled, titled
 from gemcut.errors import EngineError, UsageError
-from gemcut.sizes import parse_context
 
 if TYPE_CHECKING:  # the library is loaded when the command runs
     from gemcut.eval.comparison import Report
-    from gemcut.eval.scope import Means
+
+Progress = Callable[[str, int, int], None]
 
 _COUNT = click.IntRange(0)
 _WHAT = titled(
     "What is compared",
     click.option("--reference", type=FILE, help="the file that the others are held against"),
     click.option("--kld-base", type=FILE, help="in its place: llama.cpp's --save-all-logits"),
-    click.option("--sweep", metavar="A,B,...", help="FILES is one SRC, cut to Q8_0,size=14G,..."),
+    click.option(
+        "--sweep",
+        metavar="A,B,...",
+        help="FILES is one SRC, cut to Q8_0,size=14G,...",
+    ),
     click.option("--imatrix", type=FILE, help="that a sweep cuts with"),
     click.option("--keep", type=FILE, metavar="FOLDER", help="of a sweep's files; else removed"),
     click.option("--results", type=FILE, multiple=True, help="folders of earlier -o; repeat"),
@@ -88,20 +92,23 @@ def command(output: Path | None, by_domain: bool, as_json: bool, **said: Any) ->
     further file or text costs only itself. Perplexity is llama.cpp's. A file may be one on the Hub:
     owner/name:FILE.
     """
-    from gemcut.eval.report import record
     from gemcut.eval.report.folder import check_folder
     from gemcut.eval.report.table import show
+    from gemcut.lock import alone_in
 
     if output:
         check_folder(output)
     with ExitStack() as stack:
-        report = _report(stack, said)
-    if output:
-        _write(report, output)
-    if as_json:
-        print_json(record.to_dict(report))
-    else:
-        print_table(show(report, by_domain))
+        if output:
+            stack.enter_context(alone_in(output))
+        with ExitStack() as means:
+            report = _report(means, said)
+        if as_json:
+            print_json(report.to_dict())
+        else:
+            print_table(show(report, by_domain))
+        if output:  # last: what was found is to be seen even if it cannot be kept
+            _write(report, output)
     if failed := {
         row.column.name for each in report.comparisons for row in each.rows if row.failure
     }:
@@ -114,12 +121,12 @@ def _report(stack: ExitStack, said: dict[str, Any]) -> "Report":
         return _joined(said)
     if not said["files"]:
         raise UsageError("no file to score: name a GGUF, or --results of earlier comparisons")
-    means = stack.enter_context(_means(said["threads"], said["no_cache"]))
+    progress = stack.enter_context(stages())
     if said["sweep"] is not None:
-        files, reference = _swept(stack, means, said)
+        files, reference = _swept(stack, progress, said)
     else:
         files, reference = _given(said)
-    return _compared(files, reference, means, said)
+    return _compared(files, reference, progress, said)
 
 
 def _joined(said: dict[str, Any]) -> "Report":
@@ -139,7 +146,7 @@ def _given(said: dict[str, Any]) -> tuple[Sequence[Path], Path | None]:
 
 
 def _swept(
-    stack: ExitStack, means: "Means", said: dict[str, Any]
+    stack: ExitStack, progress: Progress, said: dict[str, Any]
 ) -> tuple[Sequence[Path], Path | None]:
     """The files of a sweep, built for as long as the stack is open."""
     from gemcut import api
@@ -158,45 +165,39 @@ def _swept(
             said["reference"],
             said["imatrix"],
             said["threads"],
-            means.progress,
-            means.tell,
+            progress,
+            say,
         )
     )
     return sweep.files, sweep.reference
 
 
 def _compared(
-    files: Sequence[Path], reference: Path | None, means: "Means", said: dict[str, Any]
+    files: Sequence[Path], reference: Path | None, progress: Progress, said: dict[str, Any]
 ) -> "Report":
     from gemcut import api
-    from gemcut.eval.scope import Scope
 
-    caches = _caches(said["type_k"], said["type_v"])
-    speed_at = parse_context(said["speed_context"]) if said["speed"] else None
     return api.evaluate(
         files,
         reference,
         said["texts"],
-        tuple(map(parse_context, said["context"].split(","))),
-        said["chunks"],
-        Scope(said["framing"], caches, said["floor"], said["routing"]),
-        means,
-        api.Extras(said["tasks"], said["task_limit"], speed_at, said["save_kld"]),
-        said["kld_base"],
-        ("gemcut", *sys.argv[1:]),
+        context=said["context"].split(","),
+        chunks=said["chunks"],
+        framing=said["framing"],
+        caches=_caches(said["type_k"], said["type_v"]),
+        floor=said["floor"],
+        routing=said["routing"],
+        tasks=said["tasks"],
+        task_limit=said["task_limit"],
+        speed_at=said["speed_context"] if said["speed"] else None,
+        save_kld=said["save_kld"],
+        base=said["kld_base"],
+        threads=said["threads"],
+        keep=not said["no_cache"],
+        progress=progress,
+        tell=say,
+        command=("gemcut", *sys.argv[1:]),
     )
-
-
-@contextmanager
-def _means(threads: int | None, no_cache: bool) -> Iterator["Means"]:
-    from gemcut.eval.scope import Means
-    from gemcut.eval.scoring.cache import NAME, Cache
-    from gemcut.user_cache import cache_folder
-
-    with ExitStack() as stack:
-        progress = stack.enter_context(stages())
-        cache = None if no_cache else stack.enter_context(Cache(cache_folder() / NAME))
-        yield Means(threads, cache, True, progress, say)
 
 
 def _caches(keys: str | None, values: str | None) -> tuple[tuple[str, str], ...]:

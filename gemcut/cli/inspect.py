@@ -22,9 +22,17 @@ if TYPE_CHECKING:  # the library is loaded when the command runs
 @reading_options
 @click.option("--families", is_flag=True, help="list the families of checkpoints that convert")
 @click.option("--tensors", is_flag=True, help="list every tensor")
+@click.option("--check", is_flag=True, help="whether it is a standard GGUF; status 1 if it is not")
+@click.option("--modelfile", is_flag=True, help="print what Ollama imports the GGUF by")
 @as_json
 def command(
-    source: str | None, families: bool, tensors: bool, as_json: bool, **reading: Any
+    source: str | None,
+    families: bool,
+    tensors: bool,
+    check: bool,
+    modelfile: bool,
+    as_json: bool,
+    **reading: Any,
 ) -> None:
     """Say what is in SRC, a checkpoint or a GGUF: roles, types, sizes, caches, what is unusual.
 
@@ -36,6 +44,12 @@ def command(
 
     if source is None or families:
         _print_families(as_json)
+        return
+    if modelfile:
+        click.echo(api.ollama_modelfile(source), nl=False)
+        return
+    if check:
+        _check(source, as_json)
         return
     if statistics := api.importance_in(source):
         if as_json:
@@ -49,6 +63,24 @@ def command(
         return
     for table in _tables(found, tensors):
         print_table(table)
+
+
+def _check(source: str, as_json: bool) -> None:
+    from gemcut import api
+
+    found = api.check_file(source)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        table = _table("checked", "", "found")
+        for each in found.checks:
+            mark = {True: "ok", False: "no", None: "note"}[each.ok]
+            table.add_row(each.name, mark, each.found)
+        table.caption = "not tested with Ollama and LM Studio themselves"
+        table.caption_justify = "left"
+        print_table(table)
+    if not found.standard:
+        raise SystemExit(1)
 
 
 def _print_families(as_json: bool) -> None:

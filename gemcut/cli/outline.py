@@ -58,7 +58,19 @@ def _loaded(placement: "Placement") -> str:
     model = placement.model
     words = {"none": "read", "mmap": "mapped"}
     kept = words.get(model.load_mode, f"loaded by {model.load_mode}")
+    if _rearranged(placement):
+        kept += ", in the CPU's own layout"
     return f"{kept}, cards compute prompts" if _cards_read(placement) else kept
+
+
+def _rearranged(placement: "Placement") -> bool:
+    """Whether the CPU has weights in a layout of its own, as far as is known."""
+    from gemcut.runtime.placement.candidates import Loading
+
+    model = placement.model
+    loading = Loading(model.load_mode, model.repack, model.no_host, placement.context.op_offload)
+    profile = placement.profile
+    return bool(profile.host.rearranged.by_type) and loading.rearranged(profile)
 
 
 def _cards_read(placement: "Placement") -> bool:

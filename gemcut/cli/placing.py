@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # the library is loaded when the command runs
     from gemcut.runtime.placement.workload import Workload
 
 Command = Callable[..., Any]
+_PATIENCE = 3.0  # seconds without a word
 
 # What is planned for, beside the flags.
 _MACHINE = (
@@ -59,14 +61,11 @@ class Wanted:
             EngineError: llama.cpp is missing, or a device does not answer.
         """
         from gemcut import api
-        from gemcut.runtime.machine.profiles import open_profile, with_limits
 
-        if self.machine:
-            profile = open_profile(self.machine)
-        else:
-            with working("measuring this machine"):
-                profile = api.machine_for(self.given)
-        return with_limits(profile, self.vram, self.ram)
+        for endpoint in self.given.rpc:
+            _join(endpoint)
+        with working("measuring this machine"):
+            return api.machine_for(self.given, self.machine, self.vram, self.ram)
 
     def open(self, path: Path, on_progress: Callable[[float], None]) -> "Loaded":
         """The run of a file, loaded; what was made smaller is said.
@@ -81,6 +80,20 @@ class Wanted:
 
         profile = self.profile()
         return api.open_run(path, self.given, self.workload, profile, say, on_progress)
+
+
+def _join(endpoint: str) -> None:
+    """Add an RPC server's devices; where it keeps us waiting, say so."""
+    from gemcut.llama import add_rpc
+
+    waiting = f"waiting for {endpoint}, which serves one client at a time"
+    patience = Timer(_PATIENCE, say, [waiting])
+    patience.daemon = True
+    patience.start()
+    try:
+        add_rpc(endpoint)
+    finally:
+        patience.cancel()
 
 
 def placement_options(command: Command | None = None, *, parallel: int = 1) -> Any:

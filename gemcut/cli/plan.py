@@ -84,7 +84,7 @@ def command(
     elif explain:
         _explain(made, outcome, explain, as_json)
     elif as_json:
-        print_json(_to_dict(outcome))
+        print_json(outcome.to_dict())
     else:
         _print(made, outcome, source, output)
 
@@ -168,15 +168,3 @@ def _explain(made: "Task", outcome: "Outcome", name: str, as_json: bool) -> None
         return
     for each in found:
         print_table(explanation(each))
-
-
-def _to_dict(outcome: "Outcome") -> dict[str, Any]:
-    worth = outcome.worth
-    experts = vars(worth) | {"ratio": worth.ratio, "worth_it": worth.enough} if worth else None
-    return {
-        "plan": outcome.plan.to_dict(),
-        "chosen": vars(outcome.chosen),
-        "frontier": [vars(point) for point in outcome.frontier],
-        "gains": [{"what": gain.what} | vars(gain.point) for gain in outcome.gains],
-        "notes": list(outcome.notes),
-    } | ({"types_per_expert": experts} if experts else {})

@@ -154,21 +154,10 @@ def measured_in(
     asked: Asked, model: "Model", sensitivity: "Sensitivity | None"
 ) -> list["Measured"]:
     """What the plans of scored files say. Raises PlanError: one says nothing of this model."""
-    from gemcut import api
-    from gemcut.errors import PlanError
-    from gemcut.plan import Plan
+    from gemcut.api import planning
 
-    found: list[Measured] = []
-    for path in asked.validated:
-        plan = Plan.read(path)
-        try:
-            measured = api.measured_of(model, plan, sensitivity)
-        except PlanError as error:
-            raise PlanError(f"{path}: {error}") from error
-        if not measured:
-            say(f"{path}: was predicted by another sensitivity, so it corrects nothing here")
-        found += measured
-    return found
+    found = (planning.measured_in(path, model, sensitivity, say) for path in asked.validated)
+    return [each for plan in found for each in plan]
 
 
 def weighted(model: "Model", found: Known) -> "tuple[Model, Importance | None]":
@@ -190,17 +179,12 @@ def task(
 ) -> "Task":
     """All that a plan is made from."""
     from gemcut import api
+    from gemcut.api.planning import trained_context
 
-    context = intent.options(_trained(model))
+    context = intent.options(trained_context(model))
     return api.make_task(
         model, request, found.sensitivity, found.statistics, machine, context, found.measured
     )
-
-
-def _trained(model: "Model") -> int | None:
-    """Tokens of a context that the model was made for, if that is known."""
-    value = model.metadata.get(f"{model.architecture}.context_length")
-    return value.data if value and isinstance(value.data, int) else None
 
 
 def check_budget(made: "Task") -> None:
@@ -218,37 +202,23 @@ def check_budget(made: "Task") -> None:
 
 
 def machine_for(intent: "Intent", threads: int | None = None) -> "Profile":
-    """The machine that was described; what was not is this one's.
+    """The machine that was described, while a bar shows what of this one is measured.
 
     Raises:
-        UsageError: an unknown name, or limits that leave nothing.
-        ProfileError: a file that is no profile.
+        as `gemcut.api.planning.machine_of`.
     """
-    from gemcut.runtime.machine.profiles import open_profile, this_machine, with_limits
+    from gemcut.api.planning import machine_of
 
-    if intent.machine:
-        profile = open_profile(intent.machine)
-    else:
-        with steps("measuring this machine") as tell:
-            profile = this_machine(threads, tell=tell)
-    found = with_limits(profile, intent.vram, intent.ram)
-    if intent.ram == 0 and not found.cards:
-        raise UsageError("ram 0 puts everything on cards, and there is none: give --vram, too")
-    return found
-
-
-def needs_machine(intent: "Intent") -> bool:
-    """Whether places are to be chosen: not if all that was said is how large the file is."""
-    request = intent.request
-    bounded = request.size is not None or request.bpw is not None
-    return intent.of_a_machine or request.min_speed is not None or not bounded
+    with steps("measuring this machine") as tell:
+        return machine_of(intent, threads, tell)
 
 
 def outcome_of(made: "Task", alternatives: bool) -> "Outcome":
     """Plan, while a line on the terminal says so; notes are said."""
+    from gemcut.api.planning import trained_context
     from gemcut.quantize.planner import plan_model
 
-    trained, tokens = _trained(made.model), made.context.n_ctx // made.context.n_seq
+    trained, tokens = trained_context(made.model), made.context.n_ctx // made.context.n_seq
     if made.machine and trained and tokens > trained:
         say(f"a context of {tokens} tokens: the model was made for {trained}")
     with working("planning"):

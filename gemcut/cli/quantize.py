@@ -78,6 +78,7 @@ class _Job:
     "--text", "texts", type=FILE, multiple=True, help="to measure and validate with; repeat"
 )
 @click.option("--save-plan", type=FILE, help="write the plan here, even with --dry-run")
+@click.option("--modelfile", type=FILE, help="write here what Ollama imports the result by")
 @common.frugal
 @threads
 @dry_run
@@ -97,6 +98,7 @@ def command(
     validate: bool,
     texts: tuple[Path, ...],
     save_plan: Path | None,
+    modelfile: Path | None,
     frugal: bool,
     threads: int | None,
     dry_run: bool,
@@ -110,12 +112,14 @@ def command(
     in between.
     """
     _check(kind, plan_file, pure or fallback, asked, measure)
+    if modelfile and asked.intent.request.per_expert:
+        raise click.UsageError("--modelfile is for Ollama, which has no --per-expert")
     _check_measuring(asked, measure, minutes, validate, texts, frugal, dry_run)
     from gemcut import api
     from gemcut.outputs import check_outputs
 
     read = [*asked.files, plan_file, *texts]
-    check_outputs([output, save_plan], read)
+    check_outputs([output, save_plan, modelfile], read)
     scratch = common.scratch(output, frugal)
     model = api.open_source(source, scratch=scratch, fetched=common.downloads(), **reading)
     for note in model.notes:
@@ -136,6 +140,8 @@ def command(
     )
     plan, files = _measured(model, job) if measure else _cut(model, job, read, dry_run)
     saved = [path for path in (save_plan or plan_file,) if path]
+    if modelfile and not dry_run:
+        _write_modelfile(next(iter(files)), modelfile)
     found = _validated(model, next(iter(files)), plan, job, saved) if validate else None
     if as_json:
         result = {"files": [str(path) for path in files], "size": sum(files.values())}
@@ -143,6 +149,13 @@ def command(
         print_json({"output": str(output), "bpw": plan.bpw, "plan": plan.to_dict()} | result)
     else:
         say(f"{written(files, dry_run)}, {plan.bpw:.2f} bits per weight")
+
+
+def _write_modelfile(model: Path, path: Path) -> None:
+    from gemcut import api
+    from gemcut.artefact import write_text
+
+    write_text(path, api.ollama_modelfile(model, path.parent))
 
 
 def _check(
@@ -181,8 +194,10 @@ def _check_measuring(
 
 
 def _machine(job: _Job) -> "Profile | None":
+    from gemcut.api.planning import needs_machine
+
     intent = job.asked.intent
-    return planning.machine_for(intent, job.threads) if planning.needs_machine(intent) else None
+    return planning.machine_for(intent, job.threads) if needs_machine(intent) else None
 
 
 def _planned(model: "Model", job: _Job, found: Known, machine: "Profile | None") -> Plan:
@@ -220,10 +235,10 @@ def _cut(
             job.output,
             api.Target(plan=plan),
             importance,
-            job.threads,
-            progress,
-            job.split_size,
-            job.restart,
+            threads=job.threads,
+            progress=progress,
+            split_size=job.split_size,
+            restart=job.restart,
             tell=say,
         )
     return plan, files
@@ -259,17 +274,18 @@ def _measured(model: "Model", job: _Job) -> tuple[Plan, dict[Path, int]]:
 
     effort = api.Effort(job.texts, job.minutes, job.threads, room=intent.request.size or 0)
     with stages() as progress:
-        return api.quantize_measured(
+        cut = api.quantize_measured(
             model,
             job.output,
             planner,
             effort,
-            job.split_size,
-            job.restart,
-            job.validate,
-            progress,
+            split_size=job.split_size,
+            restart=job.restart,
+            keep=job.validate,
+            progress=progress,
             tell=say,
         )
+    return cut.plan, dict(cut.files)
 
 
 def _validated(

@@ -131,13 +131,11 @@ def _put(path: Path, data: bytes) -> None:
 
 def _cut(model: Model, path: Path, target: api.Target, teller: Teller, threads: int | None) -> None:
     with teller.bar(path.name, model.weights) as progress:
-        plan = api.quantize_model(model, path, target, threads=threads, progress=progress)
-    size = format_size(path.stat().st_size)
+        cut = api.quantize_model(model, path, target, threads=threads, progress=progress)
     why = f" (asked for at most {format_size(target.size)})" if target.size else ""
-    teller.say(f"{path.name}: {size}, {plan.bpw:.2f} bits per weight{why}")
+    teller.say(f"{path.name}: {format_size(cut.size)}, {cut.bpw:.2f} bits per weight{why}")
 
 
 def _answer(path: Path, threads: int | None) -> str:
-    with api.load(path, threads=threads, sampling={"temperature": 0.0}) as chat:
-        pieces = chat.send(QUESTION, _ANSWER_TOKENS)
-        return "".join(piece.text for piece in pieces if not piece.thought).strip()
+    with api.load(path, threads=threads, sampling={"temperature": 0.0}) as session:
+        return session.chat(QUESTION, _ANSWER_TOKENS).text.strip()
