@@ -23,7 +23,9 @@ from gemcut.quantize.sample import Doubles
 SIZES = (3.0, 4.0, 5.0)  # bits per weight of the experts
 WORTH = 0.9  # the factor below which types per expert are worth it
 # Rows of another text, relative to those counted, that go to any experts alike. So the factors of
-# three tiny models (0.07 to 0.85, with all else exact) were predicted 0.9 to 2 times as large.
+# three tiny models (0.07 to 0.85, with all else exact) were predicted 0.9 to 2 times as large. Of a
+# fourth, evenly routed and not looked at before, 0.96 to 0.99 were predicted, and of whole files
+# 0.87 to 0.99 measured: what experts differ in besides their rows is not in it.
 _ELSEWHERE = 0.02
 _POINTS = 1000  # of a hull
 _LEAST_ROWS = 32  # an expert's, on average; chance alone looks like skew in fewer
