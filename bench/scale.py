@@ -31,8 +31,8 @@ HOME, RESULT = FOLDER / "scale", FOLDER / "scale.json"
 MACHINE = "rtx-3060+ddr5-5600x2@8"
 _PLACES = ((2e9, 0.12), (8e9, 0.25))  # bytes of VRAM and RAM: fixed, and a share of the source
 CLAIM = (
-    "No command costs more than its share when the work grows: cost is linear in layers, experts, "
-    "vocabulary and files, or less."
+    "What the commands take as layers, experts, the vocabulary or files grow. An exponent of 1 is "
+    "linear, 0 no growth; one or two points above 1 are within what a busy machine adds."
 )
 NOTES = (
     "inspect, plan and run (`--dry-run`) read sparse files of 26B-A4B's widths; the others work on "

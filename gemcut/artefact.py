@@ -16,6 +16,23 @@ T = TypeVar("T")
 Reader = Callable[[Any, str], T]  # of a value, and what it is
 
 MAX_SIZE = 1 << 28  # bytes: the artefacts of the largest models take a few of 2^20
+_PIECE = 1 << 20
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """A file's bytes, up to one more than `most`, which says that it is longer.
+
+    Piece by piece: a read of so many at once takes memory for all, however short the file is.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    pieces, left = [], most + 1
+    with open(path, "rb") as file:
+        while left and (piece := file.read(min(_PIECE, left))):
+            pieces.append(piece)
+            left -= len(piece)
+    return b"".join(pieces)
 
 
 def read_text(path: Path, what: str, error: type[GemcutError]) -> str:
@@ -26,8 +43,7 @@ def read_text(path: Path, what: str, error: type[GemcutError]) -> str:
         error: raised if the file cannot be read, is too large, or holds no text.
     """
     try:
-        with open(path, "rb") as file:
-            raw = file.read(MAX_SIZE + 1)
+        raw = read_bytes(path, MAX_SIZE)
     except OSError as problem:
         raise error(f"{path}: cannot be read: {problem.strerror}") from problem
     if len(raw) > MAX_SIZE:

@@ -249,9 +249,10 @@ class _Cursor:
 
     def tensor(self) -> TensorInfo:
         name, n_dims = self.string(), self.scalar("I")
-        if not 0 < n_dims <= MAX_DIMENSIONS:
-            raise GGUFError(f"{self.path}: {name} has {n_dims} dimensions, wanted 1 to 4")
-        shape = tuple(self.scalar("Q") for _ in range(n_dims))[::-1]
+        if n_dims > MAX_DIMENSIONS:
+            raise GGUFError(f"{self.path}: {name} has {n_dims} dimensions, wanted 4 at most")
+        # A number alone, which some converters write, is to ggml what a row of one is.
+        shape = tuple(self.scalar("Q") for _ in range(n_dims))[::-1] or (1,)
         number, offset = self.scalar("I"), self.scalar("Q")
         kind = ggml.type_with_id(number)
         if kind is None:

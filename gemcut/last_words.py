@@ -30,8 +30,9 @@ def install() -> None:
     """From now on SIGBUS, and llama.cpp's giving up, end this process with a message and code 1."""
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(_end_of_bytes)
     with suppress(OSError, AttributeError):  # no such signal, or another C library
+        number = signal.SIGBUS  # before the library: where there is none, None names no library
         # Python's own handlers run when an instruction is over, and this one never is.
-        ctypes.CDLL(None).signal(ctypes.c_int(signal.SIGBUS), handler)
+        ctypes.CDLL(None).signal(ctypes.c_int(number), handler)
     _kept.append(handler)
 
 

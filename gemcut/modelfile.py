@@ -57,7 +57,7 @@ def _lines(files: Sequence[PurePath], metadata: Mapping[str, Value], run: Run) -
     if len(files) > 1:
         yield "# A file in several parts takes Ollama 0.35 or newer."
     for path in files:
-        yield f"FROM {_path(path)}"
+        yield f"FROM {path_text(path)}"
     if "tokenizer.chat_template" not in metadata:
         yield "# The file has no chat template: without a TEMPLATE here, prompts are passed bare."
     if run.n_ctx is not None:
@@ -76,7 +76,8 @@ def _lines(files: Sequence[PurePath], metadata: Mapping[str, Value], run: Run) -
             yield f"PARAMETER stop {quoted}"
 
 
-def _path(path: PurePath) -> str:
+def path_text(path: PurePath) -> str:
+    """A path as a Modelfile has it. Raises UsageError: it cannot hold it."""
     text = str(path) if path.is_absolute() else f"./{path.as_posix()}"
     if (quoted := _quoted(text)) is None:
         raise UsageError(f"{path}: a Modelfile cannot hold this path: rename the file")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from gemcut import ggml
+from gemcut.artefact import read_bytes
 from gemcut.errors import GGUFError
 
 CHUNK_SIZE = 512  # tokens; the files do not say, and it is the tool's default
@@ -37,8 +38,7 @@ def read(path: Path) -> Legacy:
         GGUFError: another kind of file, or cut short.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_SIZE + 1)
+        data = read_bytes(path, _MAX_SIZE)
     except OSError as error:
         raise GGUFError(f"{path}: cannot be read: {error.strerror}") from error
     if len(data) > _MAX_SIZE:

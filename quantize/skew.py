@@ -19,9 +19,9 @@ from gemcut.quantize.coverage import LayerCoverage
 from gemcut.quantize.mixtures import hull
 from gemcut.quantize.options import LIMITS
 from gemcut.quantize.sample import Doubles
+from gemcut.quantize.worth import WORTHWHILE
 
 SIZES = (3.0, 4.0, 5.0)  # bits per weight of the experts
-WORTH = 0.9  # the factor below which types per expert are worth it
 # Rows of another text, relative to those counted, that go to any experts alike. So the factors of
 # three tiny models (0.07 to 0.85, with all else exact) were predicted 0.9 to 2 times as large. Of a
 # fourth, evenly routed and not looked at before, 0.96 to 0.99 were predicted, and of whole files
@@ -50,7 +50,7 @@ class Skew:
     @property
     def worth(self) -> bool:
         """Whether types per expert bring something at any of the sizes."""
-        return self.enough and min(self.factors.values()) < WORTH
+        return self.enough and min(self.factors.values()) < WORTHWHILE
 
     def to_dict(self) -> dict[str, Any]:
         """The skew as plain data."""

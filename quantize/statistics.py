@@ -220,8 +220,13 @@ def _sum(name: str, one: Entry, other: Entry) -> Entry:
             f"{name} has shape {list(one.sums.shape)} in one importance matrix and "
             f"{list(other.sums.shape)} in another: they are of different models"
         )
-    gates = None if a.gates is None or b.gates is None else a.gates + b.gates
-    return Entry(a.sums + b.sums, a.counts + b.counts, gates)
+    with np.errstate(over="ignore"):  # looked for
+        gates = None if a.gates is None or b.gates is None else a.gates + b.gates
+        found = Entry(a.sums + b.sums, a.counts + b.counts, gates)
+    arrays = (found.sums, found.counts, found.counts if gates is None else gates)
+    if not all(np.isfinite(each).all() for each in arrays):
+        raise PlanError(f"{name}: the sums of two importance matrices are beyond any float32")
+    return found
 
 
 def _read_gguf(path: Path) -> Statistics:

@@ -12,7 +12,7 @@ from gemcut.runtime.placement.workload import CHAT
 
 # Of the KL divergence: for less nobody gives up llama.cpp's own loaders. Of an evenly routed model
 # 0.93 and 0.94 were predicted where 0.96 and 0.99 were measured.
-_WORTHWHILE = 0.9
+WORTHWHILE = 0.9
 _NOTICED = 0.05  # of a speed
 
 
@@ -44,7 +44,7 @@ class Worth:
     @property
     def enough(self) -> bool:
         """Whether a file is to have them."""
-        return self.ratio <= _WORTHWHILE
+        return self.ratio <= WORTHWHILE
 
     def __str__(self) -> str:
         """In words."""

@@ -184,6 +184,25 @@ def test_a_session_refuses_what_it_cannot(session: Session, q4_k_m):
         api.load(q4_k_m, context=256, threads=1, sampling={"temprature": 0.0})
 
 
+def test_numbers_that_mean_nothing_are_said(session: Session, checkpoint, tmp_path):
+    """Not taken for "no limit", and no error of the libraries below."""
+    output = tmp_path / "a.gguf"
+    for ask in (session.chat, session.stream, session.complete):
+        with pytest.raises(UsageError, match="max_tokens is 0"):
+            ask("hello", max_tokens=0)
+    with pytest.raises(UsageError, match="threads is -1"):
+        api.quantize_model(checkpoint, output, "q8_0", threads=-1)
+    with pytest.raises(UsageError, match="no imatrix files"):
+        api.merge_importance([], output)
+    assert not output.exists()
+
+
+def test_one_path_may_stand_for_several(checkpoint, tmp_path):
+    """It is no list of letters."""
+    with pytest.raises(PlanError, match="plan.json: cannot be read"):
+        api.make_plan(checkpoint, size="5M", validated=str(tmp_path / "plan.json"))
+
+
 def test_a_session_is_closed_with_its_block(q4_k_m, monkeypatch):
     """And where it cannot be begun."""
     closed: list[Model] = []

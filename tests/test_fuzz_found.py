@@ -18,6 +18,7 @@ from gemcut.quantize.intent import read_intent
 from gemcut.quantize.statistics import read_statistics
 from gemcut.runtime.language.grammar import schema_grammar
 from gemcut.runtime.language.tools import call_of, read_bare_calls, read_calls
+from gemcut.runtime.speed.throughput import hit
 
 MANY = 20_000  # quadratic work on so many takes minutes, cubic years
 
@@ -172,3 +173,14 @@ def test_a_pattern_gives_no_warning(pattern):
             schema_grammar({"type": "string", "pattern": pattern})
         except GemcutError:
             pass
+
+
+@pytest.mark.parametrize("text", ["call:f{a:[1,}", "call:f{a:[}]}", "call:f{a:[[1}"])
+def test_a_list_that_ends_as_an_object_has_an_end(text):
+    """Nothing of it was taken, for ever."""
+    assert read_calls(text) is None
+
+
+def test_more_experts_than_there_are_are_all_of_them():
+    """As a damaged file has it: no power of a negative number."""
+    assert hit(3.0, 512.5) == hit(1.0, 512.5) == 1

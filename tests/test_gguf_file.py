@@ -234,6 +234,20 @@ def test_another_alignment_is_honoured(tmp_path):
         assert "gemma4" == file.get("general.architecture") and file.get("none") is None
 
 
+def test_a_number_alone_is_a_row_of_one(tmp_path):
+    """As ggml reads it; gguf-py writes one without dimensions."""
+    writer = gguf.GGUFWriter(tmp_path / "scalar.gguf", "gemma4")
+    writer.add_tensor("scale", np.array(3, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    with GGUFFile(tmp_path / "scalar.gguf") as file:
+        assert (1,) == file.tensors["scale"].shape
+        assert 3 == file.rows("scale").view(np.float32)
+
+
 def test_rows_outlive_the_file(small, tmp_path):
     """A view keeps the mapping; closing the file does not pull it away."""
     (tmp_path / "small.gguf").write_bytes(small)

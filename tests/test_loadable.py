@@ -68,7 +68,8 @@ def changed(q4_k_m, tmp_path):
         ({"expert_group_count": 3}, "experts in 3 groups"),
         ({"expert_group_count": 2}, "expert_group_used_count is missing"),
         ({"attention__head_count_kv": 3}, "attention.head_count .* over .3."),
-        ({"attention__shared_kv_layers": 99}, "shared_kv_layers is 99"),
+        ({"attention__shared_kv_layers": 99}, "shared_kv_layers is 99 of"),
+        ({"block_count": 1}, "shared_kv_layers is 0 of 1 blocks, wanted 2 with"),
         ({"rope__dimension_count": 31}, "rope.dimension_count is 31, wanted an even number"),
         ({"rope__scaling__type": "x"}, "rope.scaling.type is 'x', wanted one of"),
         ({"nextn_predict_layers": 77}, "nextn_predict_layers is 77"),
@@ -89,6 +90,31 @@ def test_a_token_that_is_there_twice_is_refused(metadata):
     tokens = [*metadata["tokenizer.ggml.tokens"].data[:-1], "<bos>"]
     values = metadata | {"tokenizer.ggml.tokens": Value("[str]", tokens)}
     assert ["tokenizer.ggml.tokens has a token twice"] == [*faults_of(values)]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "values"),
+    [
+        ("gemma4-assistant", {"block_count": 4, "attention.shared_kv_layers": 4}),
+        ("hunyuan-dense", {"block_count": 2, "expert_used_count": 1}),
+        ("hunyuan_vl", {"block_count": 2, "expert_count": 1}),
+        ("mamba", {"block_count": 2, "attention.head_count": 0}),
+        ("jamba", {"block_count": 2, "attention.head_count": 8, "attention.head_count_kv": [0, 2]}),
+        ("deepseek2", {"block_count": 2, "attention.head_count": 5, "attention.head_count_kv": 1}),
+    ],
+)
+def test_what_llama_cpp_takes_of_some_architectures_is_no_fault(architecture, values):
+    """A model that looks at another's keys and values, one expert that is none, no heads, ..."""
+    of_it = {
+        f"{architecture}.{key}": Value("[u32]" if isinstance(data, list) else "u32", data)
+        for key, data in values.items()
+    }
+    assert not [*faults_of({"general.architecture": Value("str", architecture)} | of_it)]
+
+
+def test_tokens_without_a_name_are_apart(metadata):
+    tokens = [*metadata["tokenizer.ggml.tokens"].data[:-2], "", ""]
+    assert not [*faults_of(metadata | {"tokenizer.ggml.tokens": Value("[str]", tokens)})]
 
 
 @pytest.mark.parametrize("name", families.recorded())

@@ -7,6 +7,7 @@ import pytest
 from gemcut import ggml
 from gemcut.errors import UsageError
 from gemcut.gguf_file import GGUFFile
+from gemcut.profile import Kernels
 from gemcut.runtime.memory.tensors import homes, staged_bytes
 from gemcut.runtime.placement.contents import contents_of
 from gemcut.runtime.placement.given import Given
@@ -121,6 +122,16 @@ def test_layers_onto_cards_leave_them_where_they_are(file, given):
 def test_they_are_not_mapped(file):
     with pytest.raises(UsageError, match="load mode mmap"):
         plan_run(file, machine(), Given(load_mode="mmap"))
+
+
+@pytest.mark.parametrize(("rate", "rearranged"), [(2e10, False), (9e10, True)])
+def test_beside_a_card_they_are_rearranged_only_where_that_is_faster(file, rate, rearranged):
+    """They are so by what is said, pinned memory or not."""
+    profile = machine(2 * GIB)
+    kernels = Kernels(by_type={"q3_k": rate, "q6_k": rate})
+    profile = replace(profile, host=replace(profile.host, rearranged=kernels))
+    found = plan_run(file, profile, Given(n_ctx=4096, n_ubatch=512))
+    assert rearranged == found.model.repack
 
 
 def test_prompts_count_where_time_is_minimised_and_not_where_it_is_bounded():

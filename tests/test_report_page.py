@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from gemcut.errors import OutputError
-from gemcut.eval.report import plots
+from gemcut.eval.report import plots, record
 from gemcut.eval.report.folder import write_folder
 from gemcut.eval.report.marks import spread
 from gemcut.eval.report.page import page
@@ -194,6 +194,23 @@ def test_results_replace_only_results(tmp_path):
     write_folder(found, tmp_path / "results")
     write_folder(found, tmp_path / "results")
     assert not list((tmp_path / "results").glob(".*"))
+
+
+@pytest.mark.usefixtures("without_matplotlib")
+def test_results_that_were_not_finished_are_replaced(tmp_path, monkeypatch):
+    """The disk was full, or the process killed: the record, which comes last, is not there."""
+
+    def full(*_):
+        raise OutputError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "write", full)
+        with pytest.raises(OutputError, match="no space left"):
+            write_folder(small(), tmp_path)
+    assert (tmp_path / "report.html").exists() and not (tmp_path / "report.json").exists()
+
+    write_folder(small(), tmp_path)
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.usefixtures("without_matplotlib")

@@ -293,6 +293,7 @@ def test_settings_are_what_was_typed(q4_k_m):
         ('[{"role": "user", "content": [{"type": "image_url"}]}]', "images and sound"),
         ('[{"role": "user", "content": "\\ud800"}]', "not a conversation"),
         ('{"messages": [], "settings": 3}', "settings"),
+        ('{"messages": [], "settings": {"a": "\\ud800"}}', "not a conversation"),
         ("[" * 100_000, "not a conversation"),
     ],
 )

@@ -1,6 +1,7 @@
 """Standard GGUF: what the checker says of files of every kind, and Modelfiles of them."""
 
 import json
+import shutil
 import struct
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -157,6 +158,45 @@ def test_a_modelfile_is_written_beside_the_result(checkpoint, tmp_path):
     assert 0 == done.exit_code, done.output
     said = parsed((tmp_path / "sub" / "Modelfile").read_text())
     assert ("from", str(tmp_path / "a b.gguf")) in said
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_modelfile_never_takes_the_place_of_the_source(checkpoint, tmp_path, name):
+    """It is refused before anything is written, as other outputs are."""
+    source = shutil.copytree(checkpoint, tmp_path / "source")
+    before = (source / name).read_bytes()
+    words = ["quantize", str(source), "-o", str(tmp_path / "a.gguf"), "--type", "q8_0"]
+
+    done = CliRunner().invoke(main, [*words, "--modelfile", str(source / name)])
+
+    assert 1 == done.exit_code and "is read or written here, too" in done.output
+    assert before == (source / name).read_bytes() and not (tmp_path / "a.gguf").exists()
+
+
+def test_what_a_modelfile_cannot_name_is_refused_before_the_work(checkpoint, tmp_path):
+    """Not when the file is written."""
+    words = ["quantize", str(checkpoint), "-o", str(tmp_path / "a\nb.gguf"), "--type", "q8_0"]
+
+    done = CliRunner().invoke(main, [*words, "--modelfile", str(tmp_path / "Modelfile")])
+
+    assert 0 != done.exit_code and "rename" in done.output and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--check"], "which SRC"),
+        (["--modelfile"], "which SRC"),
+        (["a.gguf", "--check", "--modelfile"], "say one"),
+        (["a.gguf", "--families", "--check"], "say one"),
+        (["a.gguf", "--modelfile", "--json"], "without --json"),
+    ],
+)
+def test_nothing_that_is_asked_of_inspect_is_passed_over(words, said):
+    """A script that forgot the file would take the status of a list of families for a verdict."""
+    done = CliRunner().invoke(main, ["inspect", *words])
+
+    assert 2 == done.exit_code and said in done.output
 
 
 def test_a_plan_of_single_tensors_leaves_the_layers_to_ollama(q4_k_m):

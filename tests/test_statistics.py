@@ -1,6 +1,7 @@
 """Statistics as files: llama.cpp's imatrix GGUF and its older .dat, read, written and added up."""
 
 import struct
+import tracemalloc
 from contextlib import suppress
 
 import numpy as np
@@ -206,6 +207,24 @@ def test_other_models_are_not_merged(statistics):
         merged([statistics, Statistics({EXPERTS: entry(8)})])
     with pytest.raises(PlanError, match="no tensor in common"):
         merged([statistics, Statistics({"blk.7.attn_q.weight": entry()})])
+
+
+def test_sums_beyond_a_float_are_refused(statistics):
+    """Each of them is finite."""
+    large = Entry(np.full((1, 32), 3e38, np.float32), np.ones(1, np.float32))
+    part = Statistics({PLAIN: large}, (), 1, 512)
+    with pytest.raises(PlanError, match="beyond any float32"):
+        merged([part, part])
+
+
+def test_a_short_file_takes_little_memory(tmp_path):
+    """Whatever the longest may have: a read of gigabytes takes them before it has them."""
+    (tmp_path / "a.dat").write_bytes(b"abc")
+    tracemalloc.start()
+    with suppress(GGUFError):
+        read_statistics(tmp_path / "a.dat")
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
 
 
 def test_routed_shares_add_up_to_one(statistics):

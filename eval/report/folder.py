@@ -1,6 +1,7 @@
 """Everything about a comparison in one folder: record, sheet, model card, page and pictures."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from gemcut.errors import OutputError
@@ -13,12 +14,14 @@ from gemcut.eval.report.sheet import sheet
 from gemcut.outputs import completed
 
 PAGE, CARD, SHEET, PLOTS = "report.html", "README.md", "report.csv", "plots"
+_UNFINISHED = ".unfinished"  # is there while results are written, and after what ended that
 
 
 def check_folder(folder: Path) -> None:
     """Raise OutputError where results would replace what are no results."""
     others = [name for name in (PAGE, CARD, SHEET, record.SCORES) if (folder / name).exists()]
-    if others and not (folder / record.RECORD).exists():
+    ours = any((folder / name).exists() for name in (record.RECORD, _UNFINISHED))
+    if others and not ours:
         raise OutputError(
             f"{folder / others[0]}: is there, and of no comparison; wanted another folder"
         )
@@ -45,6 +48,7 @@ def write_folder(report: Report, folder: Path) -> list[Path]:
     made = {name: text.encode("utf-8") for name, text in texts.items()} | pictures
     try:
         (folder / PLOTS if pictures else folder).mkdir(parents=True, exist_ok=True)
+        (folder / _UNFINISHED).touch()
         (folder / record.RECORD).unlink(missing_ok=True)
         _remove_others(folder / PLOTS, {Path(name).name for name in pictures})
         for name, data in made.items():
@@ -53,6 +57,8 @@ def write_folder(report: Report, folder: Path) -> list[Path]:
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}") from error
     record.write(report, folder)
+    with suppress(OSError):  # all is there
+        (folder / _UNFINISHED).unlink()
     return [folder / name for name in (*made, record.SCORES, record.RECORD)]
 
 

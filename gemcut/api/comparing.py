@@ -55,7 +55,7 @@ def evaluate(
     caches: Sequence[tuple[str, str]] = (),
     floor: int = 8,
     routing: int = 4,
-    tasks: Sequence[Where] = (),
+    tasks: Where | Sequence[Where] = (),
     task_limit: int | None = None,
     speed_at: Tokens | None = None,
     save_kld: Where | None = None,
@@ -101,7 +101,7 @@ def evaluate(
         chunks,
         Scope(framing, tuple(caches), floor, routing),
         Extras(
-            tuple(map(str, tasks)),
+            tuple(map(str, paths_of(tasks))),
             task_limit,
             None if speed_at is None else tokens_of(speed_at),
             path_of(save_kld),

@@ -74,7 +74,7 @@ def make_plan(
     *,
     imatrix: Where | None = None,
     sensitivity: Where | Sensitivity | None = None,
-    validated: Sequence[Where] = (),
+    validated: Where | Sequence[Where] = (),
     threads: int | None = None,
     tell: Tell | None = None,
     **wanted: Unpack[Wanted],
@@ -216,6 +216,7 @@ def quantize_model(
 
     Raises:
         PlanError, BudgetError: see `make_plan`.
+        UsageError: fewer than one thread, or a size that is none.
         OutputError: the file cannot be written, or unfinished work of something else lies there.
     """
     model, path = model_of(source), Path(output)
@@ -231,7 +232,9 @@ def quantize_model(
         model = carrying(model, statistics)
     plan = make_plan(model, target, importance)
     check_outputs({path, *files(model, plan, path, most)}, [*model.files, path_of(imatrix)])
-    threads = threads or default_threads()
+    threads = default_threads() if threads is None else threads
+    if threads < 1:
+        raise UsageError(f"threads is {threads}, wanted 1 or more")
     write_model(model, plan, path, importance, threads, progress, most, restart, tell)
     return Cut(plan, planned_files(model, plan, path, most))
 

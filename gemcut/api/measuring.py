@@ -14,6 +14,7 @@ from gemcut.api.words import Where, path_of, paths_of
 from gemcut.convert.gguf_source import open_gguf
 from gemcut.convert.model import Model, Reading
 from gemcut.engine import ModelOptions, default_threads
+from gemcut.errors import UsageError
 from gemcut.eval.texts.chunks import cut
 from gemcut.eval.texts.text import Text
 from gemcut.lock import alone
@@ -82,15 +83,18 @@ def collect_importance(
     return statistics
 
 
-def merge_importance(paths: Sequence[Where], output: Where) -> Statistics:
+def merge_importance(paths: Where | Sequence[Where], output: Where) -> Statistics:
     """Add imatrix files up into one, as if all their texts had been read.
 
     Raises:
+        UsageError: there are none.
         GGUFError: not an imatrix, or damaged.
         PlanError: they are of different models.
         OutputError: the file cannot be written, or is one of them.
     """
     check_outputs([Path(output)], paths_of(paths))
+    if not paths_of(paths):
+        raise UsageError("no imatrix files to add up")
     statistics = merged([read_statistics(path) for path in paths_of(paths)])
     write_statistics(Path(output), statistics)
     return statistics

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Unpack
 
 from gemcut.api.sources import Source, model_of
-from gemcut.api.words import Wanted, Where
+from gemcut.api.words import Wanted, Where, paths_of
 from gemcut.convert.model import Model
 from gemcut.engine import ContextOptions
 from gemcut.errors import PlanError, UsageError
@@ -32,7 +32,7 @@ def compare_plans(
     *,
     imatrix: Where | None = None,
     sensitivity: Where | Sensitivity | None = None,
-    validated: Sequence[Where] = (),
+    validated: Where | Sequence[Where] = (),
     threads: int | None = None,
     tell: Tell = lambda line: None,
     alternatives: bool = True,
@@ -67,7 +67,11 @@ def compare_plans(
         None if imatrix is None else read_statistics(Path(imatrix)),
         machine,
         intent.options(trained_context(model)),
-        [each for path in validated for each in measured_in(path, model, sensitivity, tell)],
+        [
+            each
+            for path in paths_of(validated)
+            for each in measured_in(path, model, sensitivity, tell)
+        ],
     )
     outcome = plan_model(task, alternatives)
     for note in outcome.notes:

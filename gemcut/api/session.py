@@ -55,6 +55,7 @@ class Session(Closing):
         """Say something, and wait for the whole answer; both join the conversation.
 
         Raises:
+            UsageError: max_tokens is less than one.
             ContextFull: the conversation outgrew the context.
             EngineError: the file's template refuses the conversation.
         """
@@ -66,15 +67,17 @@ class Session(Closing):
         Raises:
             as `chat`, at once.
         """
-        return self._timed(self.conversation.send(text, max_tokens))
+        return self._timed(self.conversation.send(text, _at_least_one(max_tokens)))
 
     def complete(self, text: str, max_tokens: int | None = None) -> Answer:
         """Continue a text as it is: no template, and no part of the conversation.
 
         Raises:
+            UsageError: max_tokens is less than one.
             ContextFull, EngineError: the text does not fit the context, or is empty.
         """
-        return self._whole(self._timed(self.conversation.generate(text, max_tokens)))
+        pieces = self.conversation.generate(text, _at_least_one(max_tokens))
+        return self._whole(self._timed(pieces))
 
     def embed(self, text: str) -> NDArray[np.float32]:
         """The vector of a text, of length 1: float32 [n_embd].
@@ -114,6 +117,12 @@ class Session(Closing):
             said[piece.thought].append(piece.text)
         text, thought = "".join(said[False]), "".join(said[True])
         return Answer(text, thought, self.conversation.finish, replace(self.conversation.timing))
+
+
+def _at_least_one(max_tokens: int | None) -> int | None:
+    if max_tokens is not None and max_tokens < 1:
+        raise UsageError(f"max_tokens is {max_tokens}, wanted 1 or more, or None for no limit")
+    return max_tokens
 
 
 def open_session(

@@ -35,9 +35,11 @@ def ollama_modelfile(path: Where, folder: Where | None = None) -> str:
 
     Raises:
         GGUFError: it is none, or damaged.
-        UsageError: it has types per expert, or a name that a Modelfile cannot hold.
+        UsageError: it has no tokenizer, types per expert, or a name that a Modelfile cannot hold.
     """
     with open_parts(Path(path)) as parts:
+        if "tokenizer.ggml.model" not in parts.metadata:
+            raise UsageError(f"{path}: has no tokenizer, so it is no model that answers")
         if parts.per_expert:
             raise UsageError(f"{path}: has types per expert, for gemcut alone: {ADVICE}")
         files = [_seen_from(folder, each) for each in part_paths(Path(path))]

@@ -42,6 +42,7 @@ def command(
     from gemcut import api
     from gemcut.cli import routing
 
+    _check_given(source, [families, tensors, check, modelfile], as_json and modelfile)
     if source is None or families:
         _print_families(as_json)
         return
@@ -63,6 +64,17 @@ def command(
         return
     for table in _tables(found, tensors):
         print_table(table)
+
+
+def _check_given(source: str | None, asked: list[bool], text_as_json: bool) -> None:
+    """Raise UsageError where something that was asked for would be passed over in silence."""
+    families, *of_source = asked
+    if sum(asked) > 1:
+        raise click.UsageError("say one of --families, --tensors, --check and --modelfile")
+    if source is None and any(of_source):
+        raise click.UsageError("which SRC? --tensors, --check and --modelfile are of one")
+    if text_as_json:
+        raise click.UsageError("a Modelfile is text: --modelfile goes without --json")
 
 
 def _check(source: str, as_json: bool) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # the library is loaded when the command runs
     from gemcut.quantize.importance import Importance
 
 _MEASURING = "`gemcut quantize --measure` in place of --imatrix and --sensitivity"
+_NOT_OLLAMAS = "--modelfile is for Ollama, which has no --per-expert"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class _Job:
     asked: Asked
     target: "Target"  # a type or a plan; else it is planned
     save_plan: Path | None
+    modelfile: Path | None
     measure: bool
     minutes: float | None
     validate: bool
@@ -50,6 +52,11 @@ class _Job:
     split_size: int | None
     restart: bool
     threads: int | None
+
+    @property
+    def beside(self) -> tuple[Path | None, Path | None]:
+        """What is written beside the model."""
+        return self.save_plan, self.modelfile
 
     @property
     def planned(self) -> bool:
@@ -113,11 +120,15 @@ def command(
     """
     _check(kind, plan_file, pure or fallback, asked, measure)
     if modelfile and asked.intent.request.per_expert:
-        raise click.UsageError("--modelfile is for Ollama, which has no --per-expert")
+        raise click.UsageError(_NOT_OLLAMAS)
     _check_measuring(asked, measure, minutes, validate, texts, frugal, dry_run)
     from gemcut import api
     from gemcut.outputs import check_outputs
 
+    if modelfile:
+        from gemcut.modelfile import path_text
+
+        path_text(output)  # what cannot be named there is refused before the work
     read = [*asked.files, plan_file, *texts]
     check_outputs([output, save_plan, modelfile], read)
     scratch = common.scratch(output, frugal)
@@ -130,6 +141,7 @@ def command(
         asked,
         target,
         save_plan,
+        modelfile,
         measure,
         minutes,
         validate,
@@ -224,8 +236,10 @@ def _cut(
         plan = _planned(model, job, found, _machine(job))
     else:
         plan = _given(model, job, found, importance)
+    if job.modelfile and any(entry.experts for entry in plan.tensors.values()):
+        raise click.UsageError(_NOT_OLLAMAS)
     files = api.planned_files(model, plan, job.output, job.split_size)
-    check_outputs([*files, job.save_plan], [*read, *model.files])
+    check_outputs([*files, *job.beside], [*read, *model.files])
     _announce(plan, job.save_plan)
     if dry_run:
         return plan, files
@@ -261,7 +275,7 @@ def _measured(model: "Model", job: _Job) -> tuple[Plan, dict[Path, int]]:
     from gemcut.outputs import check_outputs
     from gemcut.quantize.statistics import read_statistics
 
-    check_outputs([job.output, job.save_plan], [*job.asked.files, *job.texts, *model.files])
+    check_outputs([job.output, *job.beside], [*job.asked.files, *job.texts, *model.files])
     intent, machine = job.asked.intent, _machine(job)
     planning.check_budget(planning.task(model, intent, Known(), intent.request, machine))
 

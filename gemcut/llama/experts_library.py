@@ -82,7 +82,7 @@ def is_whole(path: Path) -> bool:
         return False
     if len(head) < _ELF.size:
         return False
-    if not head.startswith(b"\x7fELF\x02"):  # another format, whose loader looks for itself
+    if not head.startswith(b"\x7fELF\x02\x01"):  # another format: its loader looks for itself
         return True
     table, entry_size, entries = _ELF.unpack(head)
     return bool(table + entry_size * entries <= size)

@@ -18,7 +18,8 @@ from gemcut.gguf_parts import GGUFParts, part_paths
 _MOST_BLOCKS, _MOST_EXPERTS = 512, 1024  # LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS
 _MOST = (1 << 31) - 1  # numbers are u32, and multiplied as int
 _SCALINGS = ("none", "linear", "yarn", "longrope")
-_LEAST_OWN = 2  # blocks with a cache of their own, where others share it
+_SHARING, _LEAST_OWN = "gemma4", 2  # blocks with a cache of their own, where others share it
+_DENSE = ("hunyuan-dense", "hunyuan_vl")  # of one expert, which llama.cpp forgets
 _TOKENS = "tokenizer.ggml.tokens"
 # Keys that hold sizes: counts that are divided by, or that memory is taken for.
 _SIZES = ("context_length", "embedding_length")
@@ -57,10 +58,11 @@ def _state(path: Path) -> object:
 def faults_of(metadata: Mapping[str, Value]) -> Iterator[str]:
     """What is wrong with a model's metadata, in words; nothing of one that holds no model."""
     if (tokens := metadata.get(_TOKENS)) and tokens.kind == "[str]":
-        if len(set(tokens.data)) < len(tokens.data):
+        named = [token for token in tokens.data if token]  # llama.cpp numbers what has no name
+        if len(set(named)) < len(named):
             yield f"{_TOKENS} has a token twice"
-    named = metadata.get("general.architecture")
-    numbers = _Numbers(metadata, str(named.data) if named else "")
+    architecture = metadata.get("general.architecture")
+    numbers = _Numbers(metadata, str(architecture.data) if architecture else "")
     if numbers.has("block_count"):
         yield from numbers.faults()
 
@@ -84,7 +86,7 @@ class _Numbers:
             yield from self._ranged(key, 1, _MOST)
         yield from self._experts()
         yield from self._heads()
-        yield from self._ranged("attention.shared_kv_layers", 0, max(0, blocks - _LEAST_OWN))
+        yield from self._sharing(blocks)
         scaling = self._data("rope.scaling.type")
         if scaling is not None and scaling not in _SCALINGS:
             yield f"{self._key('rope.scaling.type')} is {scaling!r:.40}, wanted one of {_SCALINGS}"
@@ -92,9 +94,11 @@ class _Numbers:
     def _experts(self) -> Iterator[str]:
         experts, used = self._first("expert_count"), self._whole("expert_used_count")
         groups = self._first("expert_group_count")
+        if self._prefix in _DENSE and experts <= 1:
+            return
         yield from self._ranged("expert_count", 0, _MOST_EXPERTS)
         yield from self._ranged("expert_used_count", 0, experts)
-        if experts > 1 and not any(used):
+        if experts > 0 and not any(used):
             yield f"{self._key('expert_used_count')} is 0 of {experts} experts"
         yield from self._ranged("expert_group_count", 0, max(0, experts - 1))
         if groups > 1 and experts % groups:
@@ -116,6 +120,15 @@ class _Numbers:
             yield from self._ranged(key, 0, _MOST)
             if any(number % 2 for number in self._whole(key)):
                 yield f"{self._key(key)} is {self._data(key)}, wanted an even number"
+
+    def _sharing(self, blocks: int) -> Iterator[str]:
+        """Other architectures have the number, too, and may share all of another model's."""
+        shared = self._first("attention.shared_kv_layers")
+        if self._prefix == _SHARING and blocks - shared < _LEAST_OWN:
+            yield (
+                f"{self._key('attention.shared_kv_layers')} is {shared} of {blocks} blocks, wanted "
+                f"{_LEAST_OWN} with keys and values of their own"
+            )
 
     def _ranged(self, key: str, least: int, most: int) -> Iterator[str]:
         """A fault if there is such a number, or one of a list, beyond these limits."""

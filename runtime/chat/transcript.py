@@ -75,4 +75,5 @@ def _content(raw: Any, what: str) -> str:
 def _settings(raw: Any) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise TypeError("the settings are no object")
+    json.dumps(raw, ensure_ascii=False).encode()  # no half characters there either
     return raw

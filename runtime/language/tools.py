@@ -207,8 +207,11 @@ class _Gemma:
         if self._take("["):
             items = []
             while not self._take("]"):
+                before = self._at
                 items.append(self.value(depth + 1))
                 self._take(",")
+                if self._at == before:  # at a "}", which no value holds
+                    raise ValueError("wanted ]")
             return items
         return _said(self._until((",", "}", "]")).strip())
 

@@ -159,7 +159,8 @@ def _loadings(given: Given, profile: Profile) -> list[Loading]:
     layouts = (False, True) if profile.host.rearranged.by_type else (True,)
     if any(card.link for card in profile.cards):
         plain = given.no_host or False  # not pinned: cards read it only as it is in the file
-        ways = [Loading("none", not plain, plain, True)]
+        # Single experts have memory of their own, which would be rearranged beside pinned one.
+        ways = [Loading("none", layouts[0] and not plain, plain, True)]
         ways += [Loading("none", repack, True, False) for repack in layouts]
         ways = [way for way in ways if given.op_offload in (None, way.op_offload)]
     else:

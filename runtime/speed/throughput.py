@@ -217,7 +217,7 @@ def hit(share: float, tokens: float) -> float:
     Real tokens are alike, so fewer are hit (70 to 75 % of 128 by 512 tokens with 4 each, instead of
     all): what is predicted is rather too slow.
     """
-    return float(1 - (1 - share) ** tokens)
+    return float(1 - max(0.0, 1 - share) ** tokens)
 
 
 def _product(place: Processor, tensor: Placed, tokens: float, read: float) -> float:

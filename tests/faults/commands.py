@@ -65,7 +65,7 @@ COMMANDS = (
         "eval -o",
         f"eval {{q4_0}} --reference {{q8_0}} {_EVAL} -o o",
         1,
-        ("o/report.json", "o/report.html", "o/scores.npz"),
+        ("o/report.json", "o/report.html", "o/report.csv", "o/scores.npz"),  # speeds are in them
     ),
     Command("eval --sweep", f"eval --sweep Q8_0,Q4_0 {{shards}} {_EVAL}", 2, says=True),
 )

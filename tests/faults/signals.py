@@ -9,7 +9,7 @@ from tests.faults.kills import check_end, check_seen, moment
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 OTHERS = (
-    Command("plan", "plan {shards} --vram 1G --ram 2G -c 1k -o o.json", varying=("o.json",)),
+    Command("plan", "plan {shards} --vram 2G --ram 8G -c 1k -o o.json", varying=("o.json",)),
     Command("inspect", "inspect {shards}"),
     Command("run", "run {q8_0} -p hello -n 24 -c 256 -t 1"),
     Command("demo", "demo --folder o -t 1"),

@@ -3,6 +3,7 @@
 import io
 import lzma
 import struct
+import warnings
 import zipfile
 import zlib
 from random import Random
@@ -65,7 +66,9 @@ def members(random: Random, data: bytes) -> bytes:
         case _:
             found[at] = (name, random.choice(BYTES)(random, content))
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", random.choice((*_METHODS, 0, 0, 0))) as archive:
+    method = random.choice((*_METHODS, 0, 0, 0))
+    with zipfile.ZipFile(out, "w", method) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a name that is there twice
         for each, inner in found:
             archive.writestr(zipfile.ZipInfo(each or "x"), inner, archive.compression)
     return out.getvalue()

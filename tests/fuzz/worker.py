@@ -35,11 +35,13 @@ INPUT = "input"
 def work(target: Target, folder: Path, seed: int, first: int, seconds: float) -> None:
     """Run case after case, and tell of each that was not as it should be."""
     warnings.simplefilter("error")
+    warnings.simplefilter("ignore", DeprecationWarning)  # as everywhere but in tests
     run, seeds = _begun(target, folder)
     _limit()
     until, number, told = time.monotonic() + seconds, first, 0.0
     _tell(began=True)
     while time.monotonic() < until:
+        _more_seconds()  # for the change itself
         random = Random(f"{seed} {target.name} {number}")
         data = mutated(random, random.choice(seeds), target.mutators)
         (folder / INPUT).write_bytes(data)
