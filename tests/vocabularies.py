@@ -71,6 +71,12 @@ def edit(path: Path, change: Any) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
+def change_json(folder: Path, change: Any) -> Path:
+    """Change a checkpoint's `tokenizer.json` in place."""
+    edit(folder / "tokenizer.json", change)
+    return folder
+
+
 def crossing(kind: str, folder: Path) -> Path:
     """A checkpoint's folder with a kind's structure, and tokens that reach across words."""
     checkpoint(kind, folder)
