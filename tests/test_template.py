@@ -210,6 +210,63 @@ def test_a_template_cannot_do_harm(source, why):
         Template(source).render(HI)
 
 
+TWICE = "{% set a = ['xxxxxxxx'] %}" + "{% set a = [a, a] %}" * 40
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        *("{{ a }}", "{{ 'x' ~ a }}", "{{ a | string }}", "{{ a | tojson }}", "{{ '%s' % a }}"),
+        *("{{ '{}'.format(a) }}", "{{ [a] | map('string') | list }}", "{{ a | sort }}"),
+        *("{{ a == [a] }}", "{{ a in [[a, 1]] }}", "{{ a is eq [a] }}", "{{ {'b': a} }}"),
+        *("{{ [[1, a], [1, a]] | sort }}", "{{ dict(b=a) }}", "{{ a.index(1) }}", ""),
+    ],
+)
+def test_what_holds_itself_twice_again_and_again_is_refused(rest):
+    """Written out, compared or hashed it would hardly end: lists, tuples, through a macro."""
+    for source in (
+        TWICE + rest,
+        TWICE.replace("[a, a]", "(a, a)") + rest,
+        "{% macro f() %}{{ caller(varargs, varargs) }}{% endmacro %}" + TWICE + rest,
+        TWICE.replace("[a, a]", "{'k': a, 'l': a}") + rest,
+    ):
+        with pytest.raises(EngineError, match="written in more than"):
+            Template(source).render(HI)
+
+
+def test_a_namespace_is_not_written_out():
+    """It alone can be changed: what holds it would be larger than it was weighed."""
+    source = "{% set n = namespace(a=1) %}{% set n.a = [n, n] %}{{ [n, n] }}"
+
+    assert "[<Namespace>, <Namespace>]" == Template(source).render(HI)
+
+
+@pytest.mark.parametrize("source", ["{{ 'x'" + " | tojson" * 100 + " }}", "{{ 'x' | tojson }}"])
+def test_texts_in_texts_in_texts_are_bounded(source):
+    """Each takes the one before twice over: nothing of it is worked out while compiling."""
+    template = Template(source)
+    if source.count("tojson") > 1:
+        with pytest.raises(EngineError, match="refuses"):
+            template.render(HI)
+    else:
+        assert '"x"' == template.render(HI)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% set a = range(9999) | list %}" + "{% set a = [a, a] %}" * 6 + "LOOP{{ a == b }}END",
+        "{% set a = range(9999) | list %}LOOP{% if [a, i] in [[a, 0], [a, 1]] %}{% endif %}END",
+        "{% set a = [range(9999) | list] * 9 %}LOOP{% set c = a | sort %}END",
+    ],
+)
+def test_comparing_costs_what_it_takes(source):
+    """As often as a loop likes, until the work is too much."""
+    source = source.replace("LOOP", "{% set b = a[:] %}" + LOOP).replace("END", END)
+    with pytest.raises(EngineError, match="too much"):
+        Template(source).render(HI)
+
+
 LOOP = "{% for i in range(99999) %}"
 END = "{% endfor %}"
 

@@ -2,7 +2,9 @@
 
 Jinja's own sandbox keeps a template from the process's insides, but not from loops in loops, texts
 that double with every line, or `"a" * 10**10`. So every iteration, call, text and list is counted
-against a budget, and what could take much in a single step is checked before or not offered.
+against a budget, and what could take much in a single step is checked before or not offered. Lists
+that hold a list twice, which holds another twice, are as large as what they would be written out:
+no such value is made, or whatever writes, compares or hashes it would hardly end.
 """
 
 import re
@@ -15,13 +17,19 @@ from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 _MOST_WORK = 4_000_000  # steps of a rendering; 16 characters or items are one, too
 _MOST_SIZE = 1 << 22  # characters of a text, items of a list
+_MOST_WEIGHT = 1 << 26  # characters of a value if all of it is written out; an item is 16
 _PER_STEP = 16
+_PER_GLANCE = 1024  # characters that a comparison of texts passes in a step
+_FEW = 16  # items, which are weighed anew each time
 _PER_CALL = 8  # steps that a call takes
-_SIZED = (str, list, tuple, dict, bytes)
+_HOLDING = (list, tuple, dict)
+_SIZED = (str, bytes, *_HOLDING)
+_COMPARING = ("dictsort", "groupby", "max", "min", "sort", "unique", "index", "count")
 _FILTERS = (
     "abs capitalize count d default dictsort e escape first float forceescape format groupby int "
     "indent items join last length list lower map max min reject rejectattr replace reverse round "
@@ -42,20 +50,32 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         extensions = ["jinja2.ext.loopcontrols", _Generation]
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+        # What is constant would be worked out while compiling, time after time, if optimized.
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=extensions, optimized=False
+        )
         self._left = threading.local()
         self.concat = self.joined_all  # type: ignore[method-assign]
         self.filters = {name: self._counted(name, self.filters[name]) for name in _FILTERS}
+        tests: dict[str, Any] = dict(self.tests)
+        self.tests = {name: self._watched(test) for name, test in tests.items()}
+        self.globals["namespace"] = _Namespace
         del self.globals["lipsum"]
 
     def budget(self) -> None:
         """Begin to count."""
         self._left.work = _MOST_WORK
+        self._left.weights = {}
+
+    def add_filter(self, name: str, filter_: Callable[..., Any]) -> None:
+        """Offer one more filter, which counts what it makes, too."""
+        self.filters[name] = lambda *args, **kwargs: self._spend(filter_(*args, **kwargs))
 
     def _spend(self, made: Any = None) -> Any:
         """Count one step and the size of what it made, which is returned."""
         size = len(made) if isinstance(made, _SIZED) else 0
         self._check_size(size)
+        self._weighed(made)
         self._left.work -= 1 + size // _PER_STEP
         if self._left.work < 0:
             raise TooMuch("it does too much: a loop that hardly ends, or texts without end")
@@ -64,6 +84,27 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _check_size(self, size: int) -> None:
         if size > _MOST_SIZE:
             raise TooMuch(f"it makes a text or list of more than {_MOST_SIZE}")
+
+    def _weighed(self, *values: Any) -> int:
+        """The weight of some values. Raises TooMuch."""
+        if (weight := sum(map(self._weight, values))) > _MOST_WEIGHT:
+            raise TooMuch(f"it makes a value that is written in more than {_MOST_WEIGHT} letters")
+        return weight
+
+    def _weight(self, value: Any) -> int:
+        """Of a value, whatever stands in it twice counted twice; nothing changes it later."""
+        if isinstance(value, str | bytes):
+            return len(value)
+        if not isinstance(value, _HOLDING):
+            return 0
+        if known := self._left.weights.get(id(value)):
+            return int(known[1])
+        held = [*value, *value.values()] if isinstance(value, dict) else value
+        weight = sum(_PER_STEP + self._weight(each) for each in held)
+        if len(held) > _FEW or any(isinstance(each, _HOLDING) for each in held):
+            self._left.weights[id(value)] = value, weight  # held on to: its identity stays its own
+            self._left.work -= _PER_STEP
+        return weight
 
     # --- what compiled templates call in place of Python's own ---
 
@@ -89,9 +130,16 @@ class Sandbox(ImmutableSandboxedEnvironment):
             found.append(part)
         return str(self._spend("".join(found)))
 
-    def sliced(self, made: Any) -> Any:
-        """A part of something."""
+    def spent(self, made: Any) -> Any:
+        """A list, or a part of something."""
         return self._spend(made)
+
+    def compared(self, value: Any) -> Any:
+        """What is compared or looked up next, which goes through all of it."""
+        per_step = _PER_STEP if isinstance(value, _HOLDING) else _PER_GLANCE
+        self._left.work -= 1 + self._weighed(value) // per_step
+        self._spend()
+        return value
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """+, *, ** and %, which can make much of little."""
@@ -113,6 +161,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if isinstance(of, str):
             __self._check_method(getattr(__obj, "__name__", ""), of, args)
         __self._left.work -= _PER_CALL
+        __self._weighed(*args, *kwargs.values())
+        if __obj is dict or (of and getattr(__obj, "__name__", "") in _COMPARING):
+            __self.compared([of, *args])
         return __self._spend(super().call(__context, __obj, *args, **kwargs))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -146,9 +197,22 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 raise TemplateError("it formats with a width")
             if any(isinstance(each, int) and each > 1000 for each in (*rest, *kwargs.values())):
                 raise TemplateError(f"its filter {name} is given a large number")
+            if name in _COMPARING:
+                self.compared(value)
             return self._spend(original(*args, **kwargs))
 
         return counted
+
+    def _watched(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """A test, which may compare what it is given."""
+
+        @wraps(original)
+        def watched(*args: Any) -> Any:
+            for each in args:
+                self.compared(each)
+            return original(*args)
+
+        return watched
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
         """Compile the parsed template, with calls of ours where it would make something."""
@@ -157,7 +221,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _Counting(NodeTransformer):
-    """Puts `Sandbox`'s methods in the places of loops, `~` and slices."""
+    """Puts `Sandbox`'s methods in the places of loops, `~`, slices, lists and the like."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
@@ -173,12 +237,50 @@ class _Counting(NodeTransformer):
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
-        return self._call("sliced", node) if isinstance(node.arg, nodes.Slice) else node
+        if isinstance(node.arg, nodes.Slice):
+            return self._call("spent", node)
+        node.arg = self._compared(node.arg)
+        return node
+
+    def visit_Pair(self, node: nodes.Pair) -> nodes.Node:
+        self.generic_visit(node)
+        node.key = self._compared(node.key)
+        return node
+
+    def visit_List(self, node: nodes.List) -> nodes.Node:
+        self.generic_visit(node)
+        return self._call("spent", node)
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
+        self.generic_visit(node)
+        return self._call("spent", node)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
+        self.generic_visit(node)
+        return self._call("spent", node) if node.ctx == "load" else node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        node.expr = self._compared(node.expr)
+        for operand in node.ops:
+            operand.expr = self._compared(operand.expr)
+        return node
+
+    def _compared(self, node: nodes.Expr) -> nodes.Expr:
+        """How large a constant is, the source says."""
+        return node if isinstance(node, nodes.Const) else self._call("compared", node)
 
     def _call(self, name: str, *arguments: Any) -> nodes.Expr:
         call = nodes.Call(nodes.EnvironmentAttribute(name), list(arguments), [], None, None)
         call.set_lineno(arguments[0].lineno).set_environment(self._sandbox)
         return call
+
+
+class _Namespace(Namespace):
+    """Jinja's own, whose text is not that of what it holds: it alone can be changed."""
+
+    def __repr__(self) -> str:
+        return "<Namespace>"
 
 
 class _Generation(Extension):

@@ -51,7 +51,7 @@ class Template:
             )
         self._sandbox = Sandbox()
         self._sandbox.globals |= {"raise_exception": _refuse, "strftime_now": partial(_now, today)}
-        self._sandbox.filters["tojson"] = _to_json
+        self._sandbox.add_filter("tojson", _to_json)
         self._tokens = {"bos_token": bos, "eos_token": eos}
         self._sandbox.budget()
         try:
