@@ -3,19 +3,17 @@
 Pure Python: the functions of llama.cpp are called in `gemcut.llama` alone.
 """
 
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 from gemcut.errors import EngineError
 from gemcut.gbnf import check_grammar
 
 PINNED = "0.3.36"  # of llama-cpp-python; its C structs have no version of their own
+MOST = (1 << 31) - 1  # of what llama.cpp counts; it would take more than that modulo
+MAX_THREADS = 512  # GGML_MAX_N_THREADS: ggml takes memory for each, and ends the process without
 MAX_LAST = 1 << 16  # tokens that penalties look back on
 _MAX_BIASES = 1 << 12
 INSTALL = f"pip install llama-cpp-python=={PINNED}"
@@ -65,9 +63,9 @@ class ContextOptions:
 
     def __post_init__(self) -> None:
         for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq", "threads", "n_outputs"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value < 1 << 31:  # llama.cpp would take it modulo
-                raise EngineError(f"{name} is {value}, wanted 1 or more")
+            value, most = getattr(self, name), MAX_THREADS if name == "threads" else MOST
+            if value is not None and not 1 <= value <= most:
+                raise EngineError(f"{name} is {value}, wanted 1 to {most}")
 
 
 @dataclass(frozen=True)
@@ -111,8 +109,8 @@ class Sampling:
         self._check("presence_penalty", -1e6, 1e6)
         self._check("frequency_penalty", -1e6, 1e6)
         self._check("repeat_last_n", -1, MAX_LAST)
-        if self.top_k >= 1 << 31:
-            raise EngineError(f"top_k is {self.top_k}, wanted less than 2147483648")
+        if self.top_k > MOST:
+            raise EngineError(f"top_k is {self.top_k}, wanted at most {MOST}")
         if len(self.logit_bias) > _MAX_BIASES:
             given = len(self.logit_bias)
             raise EngineError(f"{given} tokens in logit_bias, wanted at most {_MAX_BIASES}")
@@ -209,59 +207,3 @@ def read_memory(lines: Iterable[str], outputs: int = 0) -> Memory:
 
 def _bytes(mebibytes: str) -> int:
     return round(float(mebibytes) * _MIB)
-
-
-def default_threads() -> int:
-    """Physical cores this process may use: affinity and cgroup v2 quota honoured, at least 1.
-
-    Two hyper-threads of a core share the units that multiply, so the second one does not help.
-    """
-    if sys.platform == "darwin":
-        return _performance_cores() or os.cpu_count() or 1
-    return max(1, min([len(_physical(usable_cpus())), *_quotas()]))
-
-
-def usable_cpus() -> set[int]:
-    """Logical CPUs that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return set(os.sched_getaffinity(0))
-    return set(range(os.cpu_count() or 1))
-
-
-def physical_cores() -> int:
-    """Physical cores behind the usable CPUs, before any quota."""
-    return len(_physical(usable_cpus()))
-
-
-def cgroup_values(name: str) -> Iterator[str]:
-    """The contents of a cgroup v2 file in this process's group and in every group above it."""
-    root = Path("/sys/fs/cgroup")
-    try:
-        groups = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    here = next((root / line[3:].strip("/") for line in groups if line.startswith("0::")), root)
-    for folder in (here, *here.parents):
-        if folder.is_relative_to(root) and (folder / name).is_file():
-            yield (folder / name).read_text().strip()
-
-
-def _physical(cpus: set[int]) -> set[str]:
-    """One entry per core: the list of its hyper-threads where Linux tells, else the CPU itself."""
-    cores = set()
-    for cpu in cpus:
-        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        cores.add(path.read_text() if path.is_file() else str(cpu))
-    return cores
-
-
-def _quotas() -> list[int]:
-    """Whole cores that each cgroup limit leaves; a cgroup writes "quota period" or "max period"."""
-    limits = [value.split() for value in cgroup_values("cpu.max")]
-    return [max(1, int(quota) // int(period)) for quota, period in limits if quota != "max"]
-
-
-def _performance_cores() -> int:
-    command = ["sysctl", "-n", "hw.perflevel0.physicalcpu"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return int(done.stdout) if done.stdout.strip().isdigit() else 0

@@ -7,14 +7,14 @@ nor paths, so it can be handed on, and it travels in the plans that were made fo
 """
 
 import json
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gemcut.artefact import (
+    Reader,
     amount,
     each,
     fields,
@@ -61,6 +61,10 @@ class Processor:
     experts: Mapping[str, float] = field(default_factory=dict)  # of experts, each with its share
     # The same of types for which a CPU has a layout of its own, in that layout.
     rearranged: Kernels = field(default_factory=Kernels)
+    # bytes/s of keys and values that a token attends to, by their type; of a CPU, which goes over
+    # them for each head of queries, those of all heads.
+    caches: Mapping[str, float] = field(default_factory=dict)
+    attention: Mapping[str, float] = field(default_factory=dict)  # FLOP/s of a batch's, likewise
 
     @property
     def room(self) -> int:
@@ -70,6 +74,14 @@ class Processor:
     def rate(self, kind: str) -> float:
         """Bytes/s at which it multiplies weights of a ggml type with one vector."""
         return self.by_type.get(kind.lower(), self.bandwidth)
+
+    def cache_rate(self, kind: str) -> float:
+        """Bytes/s at which it attends to keys and values of a ggml type with one token."""
+        return self.caches.get(kind.lower()) or self.rate(kind)
+
+    def attention_rate(self, kind: str) -> float:
+        """FLOP/s at which a batch attends to keys and values of a ggml type."""
+        return self.attention.get(kind.lower()) or self.flops
 
     def batch_rate(self, kind: str, routed: bool) -> float:
         """FLOP/s of products of weights of a ggml type, of routed experts or not, with a batch."""
@@ -158,7 +170,7 @@ class Profile:
 
 
 def _profile(document: Mapping[str, Any]) -> Profile:
-    readers: dict[str, Callable[[Any, str], Any]] = {
+    readers: dict[str, Reader[Any]] = {
         "name": _text,
         "host": _processor,
         "cards": lambda raw, what: tuple(_processor(one, what) for one in sequence(raw, what)),
@@ -174,21 +186,24 @@ def _profile(document: Mapping[str, Any]) -> Profile:
 
 
 def _processor(raw: Any, what: str) -> Processor:
-    if isinstance(raw, dict):  # files from before layouts were measured apart lack these
+    if isinstance(raw, dict):  # files from before these were measured apart lack them
         raw = {"batches": {}, "experts": {}, "rearranged": asdict(Kernels())} | raw
-    readers: dict[str, Callable[[Any, str], Any]] = {
+        raw = {"caches": {}, "attention": {}} | raw
+    readers: dict[str, Reader[Any]] = {
         "name": _place,
         "description": _text,
         "memory": _bytes,
         "reserve": _bytes,
         "bandwidth": _rate,
         "by_type": _rates,
-        "flops": amount,
-        "link": amount,
+        "flops": _rate_or_none,
+        "link": _rate_or_none,
         "source": _source,
         "batches": _rates,
         "experts": _rates,
         "rearranged": _kernels,
+        "caches": _rates,
+        "attention": _rates,
     }
     return Processor(**fields(raw, what, readers))
 
@@ -221,9 +236,13 @@ def _bytes(raw: Any, what: str) -> int:
 
 
 def _rate(raw: Any, what: str) -> float:
-    if not (found := amount(raw, what)) > 0 or math.isinf(1 / found):
+    if (found := amount(raw, what)) < 1:  # of next to nothing times would not be numbers
         raise ValueError(f"{what} is {raw!r:.40}, wanted bytes per second")
     return found
+
+
+def _rate_or_none(raw: Any, what: str) -> float:
+    return _rate(raw, what) if amount(raw, what) else 0.0
 
 
 def _source(raw: Any, what: str) -> str:

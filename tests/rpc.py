@@ -1,7 +1,6 @@
 """A second process that stands in for a GPU: it offers its CPU over the loopback interface."""
 
 import ctypes
-import os
 import resource
 import socket
 import subprocess
@@ -13,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from gemcut.llama import backends
-
-ROOT = Path(__file__).parents[1]
+from tests.child import child_environment, run_code
 
 
 def beside_a_device(code, *arguments):
@@ -26,13 +24,7 @@ def beside_a_device(code, *arguments):
     if "RPC" not in backends():
         pytest.skip("llama-cpp-python was built without RPC")
     with rpc_server() as endpoint:
-        done = subprocess.run(
-            [sys.executable, "-c", code, endpoint, *map(str, arguments)],
-            env=child_environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = run_code(code, endpoint, *arguments)
     assert 0 == done.returncode, done.stderr
     return endpoint, done.stdout
 
@@ -107,7 +99,3 @@ def wait_for(port):
         except OSError:
             time.sleep(0.1)
     raise TimeoutError(f"nothing listens on {port}")
-
-
-def child_environment():
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), *sys.path]))}

@@ -9,6 +9,7 @@ import pytest
 from gemcut import ggml, llama
 from gemcut.engine import Device
 from gemcut.errors import EngineError, PlanError
+from gemcut.llama.attention import Attention
 from gemcut.llama.backend import Backend, Buffer, _valid_bytes
 from gemcut.llama.matmul import Products, Sums
 from gemcut.quantize import candidates
@@ -67,6 +68,42 @@ def test_a_batch_multiplies(memory, used):
         assert products.step() > 0
 
 
+@pytest.mark.parametrize("name", ["f16", "q8_0", "q4_0"])
+def test_a_token_attends(memory, name):
+    """To keys and values of two blocks, in as many steps as the memory holds."""
+    kind = ggml.type_named(name)
+    with Attention(memory, kind, 1, cells=512, heads=2, sharing=4, blocks=2) as attention:
+        assert attention.supported
+        assert 2 * 2 * 2 * 512 * kind.row_bytes(128) == attention.step_bytes
+        assert all(0 < attention.step() < 60 for _ in range(3))
+
+
+def test_a_batch_attends(memory):
+    """Keys times queries, and shares times values: two FLOP for each number, twice."""
+    kind = ggml.type_named("f16")
+    with Attention(memory, kind, 70, cells=256, heads=2, sharing=4) as attention:
+        assert 2 * 2 * 70 * 256 * (2 * 4) * 128 == attention.step_flops
+        assert attention.step() > 0
+
+
+@pytest.mark.parametrize(
+    ("queries", "cells", "heads", "sharing", "blocks"),
+    [
+        (0, 512, 2, 4, 1),
+        (1, 0, 2, 4, 1),
+        (1, 512, 2, 0, 1),
+        (1, 512, 1 << 40, 4, 1),
+        (1, 9, 1, 1, -1),
+    ],
+)
+def test_what_nobody_attends_to_is_refused(memory, queries, cells, heads, sharing, blocks):
+    """Nor what the memory does not hold once."""
+    with pytest.raises(EngineError, match="no attention"):
+        Attention(memory, ggml.type_named("f16"), queries, cells, heads, sharing, blocks)
+    with pytest.raises(EngineError, match="too few"):
+        Attention(memory, ggml.type_named("f16"), 1, 1 << 19, 2, 4)
+
+
 def test_sums_take_their_time(memory):
     """More of them take longer; none, and absurdly many, are refused."""
     with Sums(memory.backend, 1) as one, Sums(memory.backend, 4000) as many:
@@ -119,8 +156,9 @@ def test_devices_threads_and_sizes_are_checked():
     with pytest.raises(EngineError, match="there is no device 'gpu7'"):
         Backend("gpu7")
     with Backend("CPU", 1) as backend:
-        with pytest.raises(EngineError, match="wanted 1 or more"):
-            backend.set_threads(0)
+        for threads in (0, 513):
+            with pytest.raises(EngineError, match="wanted 1 or more"):
+                backend.set_threads(threads)
         for size in (0, -1, 1 << 60):
             with pytest.raises(EngineError, match="bytes for weights"):
                 Buffer(backend, size)
@@ -167,6 +205,9 @@ def test_the_cpu_is_measured(monkeypatch):
         assert all(1e6 < rate < 1e13 for rate in kernels.by_type.values())
         assert all(1e6 < rate < 1e15 for rate in {**kernels.batches, **kernels.experts}.values())
     assert min(plain.batches.values()) <= rates.flops <= max(plain.batches.values())
+    assert {"f16", "q8_0", "q4_0"} == rates.caches.keys() == rates.attention.keys()
+    assert all(1e6 < rate < 1e13 for rate in rates.caches.values())
+    assert all(1e6 < rate < 1e15 for rate in rates.attention.values())
     assert 0 == rates.link
     assert rates.turn > 0 and rates.operation >= 0
     assert [(0, 3), (1, 3), (2, 3), (3, 3)] == told

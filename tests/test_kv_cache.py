@@ -1,56 +1,19 @@
 """Cache sizes: llama.cpp's own, asked for models that exist as metadata alone."""
 
-import ctypes
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gemcut import ggml
-from gemcut.engine import ContextOptions, Memory, ModelOptions
+from gemcut.engine import ContextOptions, Memory
 from gemcut.errors import GGUFError
-from gemcut.gguf_file import GGUFFile, Value
-from gemcut.gguf_layout import header
+from gemcut.gguf_file import GGUFFile
 from gemcut.kv_cache import KVCache
 from gemcut.kv_layout import kv_layout
 from gemcut.llama.context import Context
-from gemcut.llama.library import log, require
 from gemcut.llama.memory import probe
-from gemcut.llama.model import Model
-from gemcut.llama.params import model_params
+from tests.weightless import MLA, REAL, load, metadata_of
 
-Metadata = dict[str, Value]
-
-BASE: dict[str, Any] = {
-    "context_length": 4096,
-    "embedding_length": 256,
-    "block_count": 6,
-    "feed_forward_length": 384,
-    "attention.head_count": 4,
-    "attention.head_count_kv": 2,
-    "attention.layer_norm_epsilon": 1e-5,
-    "attention.layer_norm_rms_epsilon": 1e-5,
-    "vocab_size": 64,
-    "leading_dense_block_count": 1,
-    "expert_count": 2,
-    "expert_used_count": 1,
-    "expert_shared_count": 1,
-    "expert_feed_forward_length": 64,
-    "expert_shared_feed_forward_length": 64,
-    "expert_gating_func": 2,
-    "rope.dimension_sections": [8, 8, 8, 8],
-}
 WINDOW = {"attention.sliding_window": 256}
-MLA = {
-    "attention.head_count_kv": 1,
-    "attention.key_length": 96,
-    "attention.value_length": 64,
-    "attention.key_length_mla": 48,
-    "attention.value_length_mla": 32,
-    "attention.kv_lora_rank": 64,
-    "attention.q_lora_rank": 64,
-    "rope.dimension_count": 32,
-}
 SSM = {
     "ssm.conv_kernel": 4,
     "ssm.inner_size": 512,
@@ -152,7 +115,6 @@ MODELS: dict[str, dict[str, Any]] = {
         "attention.gate_lora_rank": 32,
     },
 }
-KINDS = {bool: "bool", int: "u32", float: "f32", str: "str"}
 CONTEXTS = [
     ContextOptions(n_ctx=300),
     ContextOptions(n_ctx=3000, n_ubatch=100),
@@ -161,48 +123,6 @@ CONTEXTS = [
     ContextOptions(n_ctx=1024, swa_full=True),
     ContextOptions(n_ctx=1024, flash_attention=False),
 ]
-
-
-def metadata_of(architecture: str, changes: dict[str, Any]) -> Metadata:
-    """A model's metadata, with a vocabulary that llama.cpp makes no demands on."""
-    tokens = [f"tok_{i}" for i in range(64)]
-    found = {
-        "general.architecture": Value("str", architecture),
-        "tokenizer.ggml.model": Value("str", "test"),
-        "tokenizer.ggml.tokens": Value("[str]", tokens),
-        "tokenizer.ggml.scores": Value("[f32]", [0.0] * 64),
-    }
-    for key, data in (BASE | changes).items():
-        kind = f"[{KINDS[type(data[0])]}]" if isinstance(data, list) else KINDS[type(data)]
-        found[f"{architecture}.{key}"] = Value(kind, data)
-    return found
-
-
-class _InitParams(ctypes.Structure):
-    """`struct gguf_init_params` of gguf.h."""
-
-    _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]
-
-
-def load(metadata: Metadata, path: Path, overrides: tuple[tuple[str, str], ...] = ()) -> Model:
-    """The model that llama.cpp makes of metadata alone; its tensors are not allocated."""
-    path.write_bytes(header(metadata, []))
-    c, base = require(), ggml.library("ggml-base")
-    base.gguf_init_from_file.restype = ctypes.c_void_p
-    base.gguf_init_from_file.argtypes = [ctypes.c_char_p, _InitParams]
-    base.gguf_free.argtypes = [ctypes.c_void_p]
-    parsed = base.gguf_init_from_file(str(path).encode(), _InitParams(True, None))
-    options = ModelOptions(no_alloc=True, load_mode="none", overrides=overrides)
-    params, kept = model_params(c, options)
-    params.load_mtp = True  # what is skipped would have to be in the file
-    fill = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(lambda tensor, data: None)
-    mark, init = log.count, c._lib.llama_model_init_from_user
-    init.restype, init.argtypes = ctypes.c_void_p, [*[ctypes.c_void_p] * 3, type(params)]
-    handle = init(parsed, ctypes.cast(fill, ctypes.c_void_p), None, params)
-    base.gguf_free(parsed)
-    del kept
-    assert handle, log.errors(mark)
-    return Model(handle, options, Memory())
 
 
 def check(layout: KVCache | None, memory: Memory, options: ContextOptions) -> None:
@@ -233,21 +153,6 @@ def test_the_probe_agrees_on_the_demos_file(q4_k_m):
         layout = kv_layout("gemma4", file.metadata)
     for options in CONTEXTS[1:4]:
         check(layout, probe(q4_k_m, context=options), options)
-
-
-REAL = {
-    "block_count": 30,
-    "embedding_length": 2816,
-    "attention.head_count": 16,
-    "attention.head_count_kv": [8, 8, 8, 8, 8, 2] * 5,
-    "attention.key_length": 512,
-    "attention.value_length": 512,
-    "attention.key_length_swa": 256,
-    "attention.value_length_swa": 256,
-    "attention.sliding_window": 1024,
-    "attention.sliding_window_pattern": [True, True, True, True, True, False] * 5,
-    "attention.shared_kv_layers": 0,
-}
 
 
 @pytest.mark.parametrize(

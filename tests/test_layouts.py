@@ -66,6 +66,16 @@ def test_what_is_given_is_kept(file, repack):
     assert found.model.repack == repack
 
 
+@pytest.mark.parametrize(("link", "effort"), [(None, 1.05), (0.0, 1.05), (5e10, 1.0)])
+def test_a_copy_is_charged_where_one_is_made(link, effort):
+    """Beside a card that copies reach, llama.cpp pins weights before it would rearrange any."""
+    profile = machine() if link is None else machine(4 * GIB, link=link)
+    assert effort == Loading("mmap", True, False, True).effort(profile)
+    assert 1.0 == Loading("mmap", False, False, True).effort(profile)
+    assert 1.05 == Loading("mmap", True, True, False).effort(profile)
+    assert 1.0 == Loading("none", True, True, False).effort(profile)
+
+
 @pytest.mark.parametrize(("decode", "repack"), [(1.04, False), (1.2, True)])
 def test_a_copy_has_to_be_worth_it(file, decode, repack):
     """Where the file could just be mapped; where cards take part it is read in any case."""

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -17,145 +16,8 @@ from gemcut.roles import role_of
 from gemcut.runtime.memory.ledger import CARD_MARGIN, HOST_MARGIN, fixed, ledger, rooms
 from gemcut.runtime.memory.tensors import Placed, homes, staged_bytes
 from tests.rpc import beside_a_device
-from tests.test_kv_cache import MLA, REAL, load, metadata_of
+from tests.weightless import SHAPES, load, metadata_for, metadata_of
 
-PLAIN = {
-    "leading_dense_block_count": 0,
-    "expert_shared_count": 0,
-    "expert_shared_feed_forward_length": 0,
-    "attention.key_length": 128,
-    "attention.value_length": 128,
-}
-GEMMA_26B = REAL | {
-    "feed_forward_length": 2112,
-    "expert_count": 128,
-    "expert_used_count": 8,
-    "expert_feed_forward_length": 704,
-    "embedding_length_per_layer_input": 0,
-    "rope.freq_base_swa": 10000.0,
-}
-# What is published of the models, and of a Gemma 4 of 120B weights what one would look like.
-SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "gemma4-26b": ("gemma4", PLAIN | GEMMA_26B),
-    "gemma4-120b": (
-        "gemma4",
-        PLAIN
-        | GEMMA_26B
-        | {
-            "block_count": 48,
-            "embedding_length": 4096,
-            "feed_forward_length": 8192,
-            "expert_feed_forward_length": 1536,
-            "attention.head_count": 32,
-            "attention.head_count_kv": [8, 8, 8, 8, 8, 2] * 8,
-            "attention.sliding_window_pattern": [True, True, True, True, True, False] * 8,
-        },
-    ),
-    "qwen3-30b": (
-        "qwen3moe",
-        PLAIN
-        | {
-            "block_count": 48,
-            "embedding_length": 2048,
-            "feed_forward_length": 6144,
-            "expert_count": 128,
-            "expert_used_count": 8,
-            "expert_feed_forward_length": 768,
-            "attention.head_count": 32,
-            "attention.head_count_kv": 4,
-        },
-    ),
-    "gpt-oss-120b": (
-        "gpt-oss",
-        PLAIN
-        | {
-            "block_count": 36,
-            "embedding_length": 2880,
-            "feed_forward_length": 2880,
-            "expert_count": 128,
-            "expert_used_count": 4,
-            "expert_feed_forward_length": 2880,
-            "attention.head_count": 64,
-            "attention.head_count_kv": 8,
-            "attention.key_length": 64,
-            "attention.value_length": 64,
-            "attention.sliding_window": 128,
-        },
-    ),
-    "deepseek-v2-lite": (
-        "deepseek2",
-        PLAIN
-        | MLA
-        | {
-            "block_count": 27,
-            "embedding_length": 2048,
-            "feed_forward_length": 10944,
-            "leading_dense_block_count": 1,
-            "expert_count": 64,
-            "expert_used_count": 6,
-            "expert_shared_count": 2,
-            "expert_feed_forward_length": 1408,
-            "attention.head_count": 16,
-            "attention.key_length": 576,
-            "attention.value_length": 512,
-            "attention.key_length_mla": 192,
-            "attention.value_length_mla": 128,
-            "attention.kv_lora_rank": 512,
-            "attention.q_lora_rank": None,
-            "rope.dimension_count": 64,
-        },
-    ),
-    "qwen3.5-35b": (
-        "qwen35moe",
-        PLAIN
-        | {
-            "block_count": 40,
-            "embedding_length": 2048,
-            "feed_forward_length": 5120,
-            "expert_count": 256,
-            "expert_used_count": 8,
-            "expert_feed_forward_length": 512,
-            "expert_shared_feed_forward_length": 512,
-            "attention.head_count": 16,
-            "attention.head_count_kv": 2,
-            "attention.key_length": 256,
-            "attention.value_length": 256,
-            "rope.dimension_count": 64,
-            "ssm.conv_kernel": 4,
-            "ssm.inner_size": 4096,
-            "ssm.state_size": 128,
-            "ssm.time_step_rank": 32,
-            "ssm.group_count": 16,
-        },
-    ),
-    "mixtral-8x7b": (
-        "llama",
-        PLAIN
-        | {
-            "block_count": 32,
-            "embedding_length": 4096,
-            "feed_forward_length": 14336,
-            "expert_count": 8,
-            "expert_used_count": 2,
-            "expert_feed_forward_length": None,
-            "attention.head_count": 32,
-            "attention.head_count_kv": 8,
-        },
-    ),
-    "dense-70b": (
-        "llama",
-        PLAIN
-        | {
-            "block_count": 80,
-            "embedding_length": 8192,
-            "feed_forward_length": 28672,
-            "expert_count": 0,
-            "expert_used_count": 0,
-            "attention.head_count": 64,
-            "attention.head_count_kv": 8,
-        },
-    ),
-}
 CONTEXTS = [
     ContextOptions(n_ctx=4096, n_outputs=1),
     ContextOptions(n_ctx=32768, n_ubatch=1024, type_k="q8_0", type_v="q8_0", n_outputs=1),
@@ -177,15 +39,6 @@ add_rpc(sys.argv[1])
 experts = ((sys.argv[4], "CPU"),) if sys.argv[4] else ()
 print(json.dumps(compute_of(sys.argv[2], Path(sys.argv[3]), CONTEXTS[:3], experts)))
 """
-
-
-def metadata_for(name: str) -> dict[str, Value]:
-    """A model's metadata, without what it does not have."""
-    architecture, changes = SHAPES[name]
-    metadata = metadata_of(architecture, {k: v for k, v in changes.items() if v is not None})
-    for key in (key for key, value in changes.items() if value is None):
-        metadata.pop(f"{architecture}.{key}", None)
-    return metadata
 
 
 def compute_of(name, path, contexts, overrides=()):

@@ -1,19 +1,19 @@
 """What llama.cpp would end the process over is refused, with words, before it is shown the file."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 
 from gemcut import api
 from gemcut.errors import EngineError
 from gemcut.gguf_file import GGUFFile, Value
+from gemcut.gguf_parts import GGUFParts
 from gemcut.gguf_writer import GGUFWriter
 from gemcut.last_words import GIVES_UP
 from gemcut.llama import Model, loadable
 from gemcut.llama.loadable import check_loadable, faults_of
 from tests import families
+from tests.child import run_code
 
 _CRASH = """
 from gemcut import last_words
@@ -60,7 +60,8 @@ def changed(q4_k_m, tmp_path):
     [
         ({"block_count": 0}, "block_count is 0, wanted 1 to 512"),
         ({"block_count": 513}, "block_count is 513, wanted 1 to 512"),
-        ({"context_length": 0}, "context_length is 0"),
+        ({"context_length": 0xFFFFFFFF}, "context_length is 4294967295"),
+        ({"embedding_length": 0}, "embedding_length is 0"),
         ({"embedding_length": 0xFFFFFFFF}, "embedding_length is 4294967295"),
         ({"expert_count": 1025}, "expert_count is 1025, wanted 0 to 1024"),
         ({"expert_used_count": 99}, "expert_used_count is 99, wanted 0 to"),
@@ -124,6 +125,12 @@ def test_what_is_converted_is_loadable(name, tmp_path):
     assert not [*faults_of(model.metadata)]
 
 
+def test_a_file_that_names_no_context_answers(changed):
+    """It takes 0 for a number that is not known."""
+    with api.load(changed(context_length=0), context=64, threads=1) as session:
+        assert "length" == session.complete("def", 2).finish
+
+
 def test_a_file_is_looked_at_once_until_it_changes(changed, monkeypatch):
     path, seen = changed(), []
     monkeypatch.setattr(loadable, "faults_of", lambda values: iter(seen.append(1) or ()))
@@ -135,10 +142,24 @@ def test_a_file_is_looked_at_once_until_it_changes(changed, monkeypatch):
     assert 2 == len(seen)
 
 
+def test_a_header_that_was_read_is_not_read_again(changed):
+    """Unless the file is another one by now."""
+    path = changed()
+    with GGUFParts(path) as parts:
+        parts.files[0].metadata = parts.metadata | _of_the_model({"block_count": 0})
+        with pytest.raises(EngineError, match="block_count is 0"):
+            check_loadable(path, parts)
+        changed(general__name="another")
+        check_loadable(path, parts)
+        changed(block_count=513)
+        with pytest.raises(EngineError, match="block_count is 513"):
+            check_loadable(path, parts)
+
+
 def test_a_command_ends_with_words_where_llama_cpp_gives_up(changed):
     """What only llama.cpp knows of: this architecture's keys are as wide as its values."""
     path = changed(attention__value_length=16)
     code = _CRASH.format(path=str(path))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = run_code(code)
     last = done.stderr.strip().splitlines()[-1]
     assert (1, True) == (done.returncode, last.startswith(f"Error: {GIVES_UP} GGML_ASSERT"))

@@ -5,19 +5,18 @@ they have a limit, so that allocations fail as on a card that is full.
 """
 
 import json
-import subprocess
-import sys
 from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from gemcut import api
+from gemcut import api, gguf_parts
 from gemcut.engine import Cache, ContextOptions, Device, Memory, ModelOptions
 from gemcut.errors import BudgetError, EngineError, GGUFError, OutOfMemory
+from gemcut.gguf_file import GGUFFile
 from gemcut.gguf_parts import GGUFParts
-from gemcut.llama import Context, Model, backends
+from gemcut.llama import Context, Model, backends, loadable
 from gemcut.llama.library import log
 from gemcut.llama.refusal import refusal
 from gemcut.profile import Processor, Profile
@@ -25,9 +24,10 @@ from gemcut.runtime.loading import loading
 from gemcut.runtime.loading.ladder import Ladder, changes
 from gemcut.runtime.memory.ledger import CARD_MARGIN
 from gemcut.runtime.placement.given import Given
-from gemcut.runtime.placement.held import Names, beyond, held, predicted
+from gemcut.runtime.placement.held import Names, beyond, held, predicted, resident
 from gemcut.runtime.placement.placement import plan_run
-from tests.rpc import child_environment, rpc_server
+from tests.child import run_code
+from tests.rpc import rpc_server
 
 TEXT = "def add(first, second):\n    return"
 MIB = 1 << 20
@@ -38,7 +38,7 @@ CLIENT = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from gemcut import api
+from gemcut import api, gguf_parts
 from gemcut.errors import BudgetError
 from gemcut.runtime.placement.given import Given
 from tests.test_loading import TEXT, machine
@@ -86,13 +86,7 @@ def opened(bf16, tmp_path):
             endpoints = [stack.enter_context(rpc_server(room * MIB)) for room in rooms]
             spec = {"endpoints": endpoints, "path": str(bf16), "given": given}
             spec |= {"cards": cards or [100] * len(rooms), "out": str(tmp_path / "logits.npy")}
-            done = subprocess.run(
-                [sys.executable, "-c", CLIENT, json.dumps(spec)],
-                env=child_environment(),
-                capture_output=True,
-                text=True,
-                timeout=120,
-            )
+            done = run_code(CLIENT, json.dumps(spec))
         assert 0 == done.returncode, done.stderr[-2000:]
         found = json.loads(done.stdout.splitlines()[-1])
         return found, np.load(tmp_path / "logits.npy") if found["context"] else None
@@ -308,6 +302,40 @@ def test_caches_are_shared_out_by_layer():
         "cpu": {"weights": 5, "kv": 100, "outputs": 13},
         "gpu0": {"weights": 7, "kv": 300, "compute": 11},
     }
+
+
+@pytest.mark.parametrize(
+    ("buffers", "weights"),
+    [
+        ({"CPU_Mapped": 2}, 2),  # all of it
+        ({"CPU_Mapped": 2, "CPU_REPACK": 1.5}, 2),  # copies in the place of what is mapped
+        ({"CPU_Mapped": 2, "CUDA0": 1}, 2),  # tensors of the card's lie between the host's
+        ({"CPU_Mapped": 2, "CPU_REPACK": 3}, 3),  # more than was said
+        ({"CPU": 1, "CPU_REPACK": 1.5}, 2.5),  # read, not mapped
+        ({"CUDA0": 2}, 0),
+    ],
+)
+def test_of_a_mapped_file_its_tensors_count(q4_k_m, buffers, weights):
+    placement = plans(q4_k_m)
+    said = predicted(placement)["cpu"]["weights"]
+    memory = Memory({name: int(said / 2 * share) for name, share in buffers.items()})
+    found = resident(memory, Names(("CUDA0",), ("CUDA0",)), placement)["cpu"]
+    assert found.get("weights", 0) == pytest.approx(said / 2 * weights, abs=2)
+
+
+def test_a_header_is_read_once(q4_k_m, monkeypatch):
+    """However often a run is planned and its file looked at."""
+    opened = []
+
+    class Counted(GGUFFile):
+        def __init__(self, path):
+            opened.append(path)
+            super().__init__(path)
+
+    monkeypatch.setattr(gguf_parts, "GGUFFile", Counted)
+    loadable._check.cache_clear()
+    with api.open_run(q4_k_m, Given(n_ctx=512), profile=machine()):
+        assert [q4_k_m] == opened
 
 
 def test_what_is_beyond_the_ledger(q4_k_m):

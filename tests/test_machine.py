@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from gemcut import engine, llama
+from gemcut import cores, engine, llama
 from gemcut.errors import EngineError
 from gemcut.runtime.machine import inspection as machine
 from gemcut.runtime.machine.inspection import BUILDS, inspect_machine
@@ -65,7 +65,7 @@ def limits(monkeypatch, **files):
     """Pretend that the cgroups of this process hold these files."""
     monkeypatch.setattr(sys, "platform", "linux")
     values = {name.replace("_", ".", 1): value for name, value in files.items()}
-    for module in (engine, machine):
+    for module in (cores, machine):
         monkeypatch.setattr(module, "cgroup_values", lambda name: iter(values.get(name, [])))
 
 
@@ -76,9 +76,9 @@ def limits(monkeypatch, **files):
 def test_threads_keep_to_the_quota(monkeypatch, quotas, threads):
     """Whole cores of the tightest group, one at least."""
     limits(monkeypatch, cpu_max=quotas)
-    monkeypatch.setattr(engine, "_physical", lambda cpus: set("abcdefgh"))
+    monkeypatch.setattr(cores, "_physical", lambda cpus: set("abcdefgh"))
 
-    assert threads == engine.default_threads()
+    assert threads == cores.default_threads()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

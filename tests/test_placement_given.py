@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gemcut.engine import ContextOptions
-from gemcut.errors import PlanError, UsageError
+from gemcut.errors import GemcutError, PlanError, UsageError
 from gemcut.gguf_file import GGUFFile, Value
 from gemcut.plan import Plan
 from gemcut.runtime.placement.carried import context_of
@@ -148,6 +148,23 @@ def test_names_of_another_machines_cards_have_to_be_said(file, monkeypatch):
 def test_what_nothing_is_meant_by(said):
     with pytest.raises(UsageError):
         Given(**said)
+
+
+@pytest.mark.parametrize("mode", ["row", "tensor"])
+def test_a_split_that_is_not_planned_for_is_said(file, mode):
+    """With one card there is none."""
+    said = Given(n_ctx=4096, split_mode=mode)
+    (note,) = plan_run(file, machine(4 * GIB, 4 * GIB), said).notes
+    assert f"split mode {mode} was not planned for" in note
+    assert () == plan_run(file, machine(4 * GIB), said).notes
+
+
+@pytest.mark.parametrize("kind", [Given, ContextOptions])
+def test_a_number_that_llama_cpp_cannot_hold_is_told_with_the_most(kind):
+    with pytest.raises(GemcutError, match="n_ctx is 1000000000000, wanted 1 to 2147483647"):
+        kind(n_ctx=10**12)
+    with pytest.raises(GemcutError, match="threads is 513, wanted 1 to 512"):
+        kind(threads=513)
 
 
 @pytest.mark.parametrize(

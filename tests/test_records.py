@@ -71,6 +71,18 @@ def test_what_is_kept_is_read(tmp_path):
     assert {"cpu": (110, 120), "gpu0": (0, 7)} == third.memory
 
 
+def test_the_same_memory_is_kept_once(tmp_path):
+    """However often a run is loaded; other bytes are another record."""
+    keep_memory(placement(), {"cpu": 120}, tmp_path)
+    written = (tmp_path / "runs.json").stat()
+    keep_memory(placement(), {"cpu": 120}, tmp_path)
+    again = (tmp_path / "runs.json").stat()
+    keep_memory(placement(), {"cpu": 121}, tmp_path)
+
+    assert (written.st_ino, written.st_mtime_ns) == (again.st_ino, again.st_mtime_ns)
+    assert [120, 121] == [record.memory["cpu"][1] for record in records(tmp_path)]
+
+
 def test_no_paths_and_no_prompts_are_kept(tmp_path):
     """Names of tensors, machines and files least of all: digests, and numbers."""
     secret = placement(("../my/secret.weight",), profile=replace(MACHINE, name="my laptop"))
@@ -129,6 +141,17 @@ def test_the_nearest_runs_count(tmp_path):
     of_file, _ = corrections(placement(), tmp_path)
 
     assert [8.0, 4.0, 2.0] == [pytest.approx(each.factor) for each in (any_, of_model, of_file)]
+
+
+def test_a_model_of_another_size_says_nothing(tmp_path):
+    """What makes a tiny model slow is not what makes a large one slow; the same model always
+    counts."""
+    tiny = replace(placement(("x", "y")), decode=Speed(0.02, 0.003), prefill=Speed(0.002, 0.001))
+    keep(Record(kin(tiny), 0, (0.002, 0.004), (0.02, 0.04)), tmp_path)
+    prefill, decode = corrections(placement(), tmp_path)
+
+    assert (prefill.runs, decode.runs) == (0, 0)
+    assert corrections(tiny, tmp_path)[0].runs == 1
 
 
 def test_other_machines_and_places_do_not_count(tmp_path):

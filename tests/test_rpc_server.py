@@ -11,7 +11,8 @@ import pytest
 
 from gemcut.engine import ContextOptions, ModelOptions
 from gemcut.llama import Context, Model, backends
-from tests.rpc import child_environment, free_port, wait_for
+from tests.child import child_environment, run_code
+from tests.rpc import free_port, wait_for
 
 GEMCUT = [sys.executable, "-c", "from gemcut.cli import main; main()"]
 CLIENT = """
@@ -66,8 +67,8 @@ def test_a_client_computes_there(bf16, tmp_path):
     with started("--port", port, "-t", 1) as server:
         wait_for(port)
         out = tmp_path / "logits.npy"
-        code = [sys.executable, "-c", CLIENT, f"127.0.0.1:{port}", bf16, out]
-        subprocess.run(code, env=child_environment(), check=True, timeout=120)
+        asked = run_code(CLIENT, f"127.0.0.1:{port}", bf16, out)
+        assert 0 == asked.returncode, asked.stderr
         server.send_signal(signal.SIGINT)
         said = server.communicate(timeout=60)[1]
 

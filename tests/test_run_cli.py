@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from gemcut.cli import main
 from gemcut.cli.terminal.asking import question
 from gemcut.cli.terminal.commands import COMMANDS, command_of, following
 from gemcut.cli.terminal.editor import unfinished, unquoted
@@ -20,6 +19,7 @@ from gemcut.engine import ContextOptions
 from gemcut.errors import EngineError, TextError, UsageError
 from gemcut.runtime.chat.transcript import Transcript
 from gemcut.runtime.language.pieces import Piece
+from tests import shell
 from tests.chats import open_chat
 
 ENDLESS = 'root ::= "go " [a-z]{2000}'  # more than any context here has room for
@@ -28,13 +28,11 @@ PATIENCE = 90  # seconds, for machines that are busy
 
 @pytest.fixture
 def run(q4_k_m):
-    """Runs gemcut run as from a shell; nothing but an exit may escape."""
+    """Runs `gemcut run` with little to do."""
 
     def invoke(*arguments: object, stdin: str | bytes | None = None, model=q4_k_m) -> Result:
-        given = ["run", model, "-t", 1, "-c", 512, "--temp", 0, *arguments]
-        result = CliRunner().invoke(main, [str(each) for each in given], input=stdin)
-        assert result.exception is None or isinstance(result.exception, SystemExit)
-        return result
+        given = ("run", model, "-t", 1, "-c", 512, "--temp", 0)
+        return shell.run(*given, *arguments, stdin=stdin)
 
     return invoke
 

@@ -68,6 +68,20 @@ def test_a_damaged_cache_is_measured_anew(measured, tmp_path, damage):
     assert 8.12e9 == Profile.read(kept).host.bandwidth
 
 
+def test_old_speeds_do_not_collect(measured, tmp_path, monkeypatch):
+    """Of many machines, as with other threads each, those measured last are kept."""
+    monkeypatch.setattr(profiles, "_MOST_KEPT", 2)
+    other = tmp_path / "runs.json"
+    other.write_text("{}")
+    for threads in (1, 2, 3):
+        for kept in tmp_path.iterdir():
+            os.utime(kept, (threads, threads))
+        this_machine(threads, tmp_path)
+    this_machine(3, tmp_path)
+    assert 3 == len(measured.calls)
+    assert 3 == len(list(tmp_path.iterdir())) and other.exists()
+
+
 def test_nobody_waits_a_second_time(measured, tmp_path):
     """A busy machine's speeds are doubted, but kept, however old they are."""
     measured.rates = replace(RATES, calm=False)

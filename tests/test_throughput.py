@@ -8,7 +8,6 @@ from gemcut.engine import ContextOptions
 from gemcut.gguf_file import GGUFFile
 from gemcut.inspection import Origin, inspect
 from gemcut.profile import Processor, Profile
-from gemcut.roles import role_of
 from gemcut.runtime.memory.ledger import fixed
 from gemcut.runtime.memory.tensors import Placed
 from gemcut.runtime.speed.throughput import (
@@ -20,7 +19,7 @@ from gemcut.runtime.speed.throughput import (
     starting_seconds,
     token_seconds,
 )
-from tests.test_kv_cache import metadata_of
+from tests.weightless import metadata_of
 
 GIB = 1 << 30
 HOST = Processor("cpu", "host", 64 * GIB, 0, 50e9, {"q2_k": 20e9}, 1e12)
@@ -84,7 +83,7 @@ def test_a_token_reads_the_active_weights(bf16):
     with GGUFFile(bf16) as file:
         infos = list(file.tensors.values())
         shares = active_shares(file.metadata, [info.name for info in infos])
-        found = inspect(Origin("gguf"), file.metadata, infos, lambda name: role_of(name).name)
+        found = inspect(Origin("gguf"), file.metadata, infos)
 
     assert sum(info.weights * shares[info.name] for info in infos) == pytest.approx(
         found.active, rel=1e-4
@@ -205,6 +204,9 @@ def test_a_longer_prompt_attends_to_more():
     full = 2 * 8 * 1024 * 512 * (1 + 2 + 3 + 4 + 5 + 6 + 7 + 8) / 8
     once = 2 * 8 * 512 * 512 + 2 * 8 * 1024 * 512
     assert beyond(4096) - beyond(512) == pytest.approx((sliding + full - once) / CARD.flops)
+    slower = replace(CARD, attention={"f16": CARD.flops / 4})
+    before, machine = beyond(4096) - beyond(512), replace(machine, cards=(slower,))
+    assert beyond(4096) - beyond(512) == pytest.approx(4 * before)
 
 
 SHARES = [f"blk.{n}.attn_norm.weight" for n in range(2)]

@@ -84,12 +84,19 @@ def _speeds(profile: "Profile") -> Rows:
         rows.append((place.name, f"{place.description}: {_memory(place)}"))
         rows += [(f"{place.name} {kind}", _multiplied(place, kind)) for kind in _types(place)]
         rows.append((f"{place.name} batches", f"{place.flops / 1e9:.0f} GFLOP/s"))
+        rows += [(f"{place.name} {kind} cache", _attended(place, kind)) for kind in place.attention]
         if place.link:
             rows.append((f"{place.name} link", f"{_rate(place.link)} from the host"))
     rows.append(("an operation", f"{1e6 * profile.operation:.1f} us, however small"))
     if profile.cards:
         rows.append(("a block", f"{1e6 * profile.sync:.0f} us more if its experts are on the host"))
     return rows
+
+
+def _attended(place: "Processor", kind: str) -> str:
+    """How fast one token, and a batch, attends to keys and values of a type."""
+    batches = place.attention_rate(kind) / 1e9
+    return f"{_rate(place.cache_rate(kind))} for a token; batches {batches:.0f} GFLOP/s"
 
 
 def _types(place: "Processor") -> list[str]:

@@ -28,7 +28,7 @@ def command(host: str, port: int, names: tuple[str, ...], threads: int | None) -
     There, --rpc HOST:PORT uses them like GPUs, one client at a time. The two must be of the same
     version.
     """
-    from gemcut.engine import default_threads
+    from gemcut.cores import default_threads
     from gemcut.runtime.machine.profiles import card_names
 
     names = names or tuple(card_names()) or ("CPU",)

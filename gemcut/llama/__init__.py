@@ -12,8 +12,12 @@ Nothing here plans, scores or chats.
     tensor      a tensor at work: read, replace
     backend     a device that computes, and memory on it
     head        from the last hidden states to logits, apart from a context
+    steps       work on what lies in a memory, timed
     matmul      products of matrices and vectors, timed
+    attention   attention to keys and values, timed
+    loadable    what llama.cpp would not survive, refused
     params      options as llama.cpp's parameters
+    report      how far it has loaded
     stock_view  a file with types per expert, as llama.cpp is shown it
     experts_library  what runs such files, compiled apart
     experts     such a file's experts, and their memory

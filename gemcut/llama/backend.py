@@ -2,12 +2,14 @@
 
 import ctypes
 from collections.abc import Callable
+from contextlib import ExitStack
 from time import perf_counter, process_time
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gemcut.engine import default_threads
+from gemcut.cores import default_threads
+from gemcut.engine import MAX_THREADS
 from gemcut.errors import EngineError
 from gemcut.llama.devices import buffer_type, device_handle
 from gemcut.llama.library import Room, function, log, require
@@ -37,8 +39,8 @@ class Backend(Owner):
 
     def set_threads(self, threads: int) -> None:
         """Compute with so many from now on; a device that has no threads ignores it."""
-        if threads < 1:
-            raise EngineError(f"{threads} threads, wanted 1 or more")
+        if not 1 <= threads <= MAX_THREADS:
+            raise EngineError(f"{threads} threads, wanted 1 or more, {MAX_THREADS} at most")
         self.clock: Callable[[], float] = perf_counter
         if address := self._extension("ggml_backend_set_n_threads"):
             _SET_THREADS(address)(self.handle, threads)
@@ -56,6 +58,28 @@ class Backend(Owner):
             while len(found) < 16 and (kind := extra[len(found)]):
                 found.append(int(kind))
         return [*found, buffer_type(self.name)]
+
+    def allocate(self, opened: ExitStack, context: int, trouble: str) -> None:
+        """Give the tensors that a context of ggml's describes memory, until `opened` closes.
+
+        Raises EngineError, with the trouble, if there is none.
+        """
+        buffer = function("ggml_backend_alloc_ctx_tensors")(context, self.handle)
+        if not buffer:
+            raise EngineError(trouble)
+        opened.callback(function("ggml_backend_buffer_free"), buffer)
+
+    def compute(self, graph: int, last: int, what: str) -> float:
+        """Seconds until the last result of a graph can be read.
+
+        Raises EngineError if the device did not do it, which is called `what`.
+        """
+        begun = self.clock()
+        code = function("ggml_backend_graph_compute")(self.handle, graph)
+        read_number(last)
+        if code:
+            raise EngineError(f"{self.name} did not {what}: code {code}")
+        return self.clock() - begun
 
     def _extension(self, name: str) -> int | None:
         registry = function("ggml_backend_dev_backend_reg")(self.device)
@@ -118,14 +142,12 @@ class Buffer(Owner):
         return True
 
     def _write(self, address: int, start: int, size: int) -> None:
-        context = function("ggml_init")(Room(function("ggml_tensor_overhead")(), None, True))
-        try:
+        with ExitStack() as opened:
+            context = describing(opened, function("ggml_tensor_overhead")())
             tensor = function("ggml_new_tensor_2d")(context, _I8, size, 1)
             function("ggml_backend_tensor_alloc")(self.handle, tensor, self._base + start)
             function("ggml_backend_tensor_set")(tensor, address, 0, size)
             read_number(tensor)
-        finally:
-            function("ggml_free")(context)
 
 
 def _buffer(kind: int, size: int, trouble: str) -> int:
@@ -137,6 +159,18 @@ def _buffer(kind: int, size: int, trouble: str) -> int:
     if not handle:
         raise EngineError(f"{trouble}: {log.reason(mark)}")
     return int(handle)
+
+
+def describing(opened: ExitStack, size: int) -> int:
+    """A context of ggml's: room to describe tensors and graphs in, until `opened` closes.
+
+    Raises EngineError if there is no memory for it.
+    """
+    context: int | None = function("ggml_init")(Room(size, None, True))
+    if not context:
+        raise EngineError(f"no {size} bytes of memory to describe tensors in")
+    opened.callback(function("ggml_free"), context)
+    return context
 
 
 def read_number(tensor: int) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gemcut import ggml
-from gemcut.engine import ContextOptions, default_threads, read_memory
+from gemcut.cores import default_threads
+from gemcut.engine import ContextOptions, read_memory
 from gemcut.errors import EngineError, PlanError
 from gemcut.llama.batch import Batch, Outputs, Span, checked_tokens, spans_of
 from gemcut.llama.library import log, require

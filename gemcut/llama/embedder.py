@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gemcut.engine import default_threads
+from gemcut.cores import default_threads
 from gemcut.errors import EngineError
 from gemcut.gguf_file import Value
 from gemcut.llama.batch import Batch, Span, checked_tokens
@@ -45,7 +45,7 @@ class Embedder(Owner):
 
     def __init__(self, model: Model, n_ctx: int | None = None, threads: int | None = None) -> None:
         self._c = c = require()
-        self.n_ctx = n_ctx or min(model.n_ctx_train, _MOST_TOKENS)
+        self.n_ctx = n_ctx or min(model.n_ctx_train or _MOST_TOKENS, _MOST_TOKENS)
         mark = log.count
         handle = c.llama_init_from_model(model.handle, self._params(threads))
         if not handle:

@@ -46,8 +46,11 @@ class Experts(Owner):
     Close it after the model: what computes with the experts knows them by it.
     """
 
-    def __init__(self, path: Path, options: ModelOptions) -> None:
+    def __init__(self, path: Path, options: ModelOptions, parts: GGUFParts | None = None) -> None:
         """Read the file's header, and check whether all of it can be computed with.
+
+        Args:
+            parts: the same file, where it is open already: its header is not read again.
 
         Raises:
             GGUFError: it is damaged, or an expert is missing.
@@ -58,7 +61,8 @@ class Experts(Owner):
         self._files = ExitStack()  # open until the model is loaded
         super().__init__("table of experts", 0, self._library.experts_free)
         try:
-            with GGUFParts(path) as parts:
+            with ExitStack() as own:
+                parts = parts or own.enter_context(GGUFParts(path))
                 self._handle = self._table(parts, options)
                 self._places, self._view = places(parts), stock_view(parts)
                 self._patterns = patterns(parts.stacks, parts.tensors)

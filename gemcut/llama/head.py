@@ -19,8 +19,8 @@ from gemcut.closing import Closing
 from gemcut.errors import EngineError
 from gemcut.gguf_file import GGUFFile
 from gemcut.gguf_parts import GGUFParts
-from gemcut.llama.backend import Backend
-from gemcut.llama.library import Room, function
+from gemcut.llama.backend import Backend, describing
+from gemcut.llama.library import function
 from gemcut.llama.tensor import Tensor
 
 _F32 = 0  # enum ggml_type
@@ -161,10 +161,8 @@ class Head(Closing):
             flow = self._step(context, flow, step)
         self._graph = function("ggml_new_graph_custom")(context, len(self._steps) + 2, False)
         function("ggml_build_forward_expand")(self._graph, flow)
-        buffer = function("ggml_backend_alloc_ctx_tensors")(context, self._backend.handle)
-        if not buffer:
-            raise EngineError(f"no memory for the logits of {rows} tokens: use a smaller context")
-        self._built.callback(function("ggml_backend_buffer_free"), buffer)
+        trouble = f"no memory for the logits of {rows} tokens: use a smaller context"
+        self._backend.allocate(self._built, context, trouble)
         numbers = ctypes.c_float * (rows * self.n_vocab)
         found = numbers.from_address(function("ggml_get_data")(flow))
         self._made = np.ctypeslib.as_array(found).reshape(rows, self.n_vocab)
@@ -189,11 +187,7 @@ def _context(opened: ExitStack, tensors: int) -> int:
     """Where ggml notes a few tensors and a graph of them."""
     overhead = function("ggml_graph_overhead_custom")(tensors + 2, False)
     size = overhead + (tensors + 1) * function("ggml_tensor_overhead")()
-    context: int | None = function("ggml_init")(Room(size, None, True))
-    if not context:
-        raise EngineError(f"no {size} bytes of memory to describe the model's head in")
-    opened.callback(function("ggml_free"), context)
-    return context
+    return describing(opened, size)
 
 
 def _aligned(data: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gemcut.errors import EngineError
 from gemcut.gguf_parts import part_paths
+from gemcut.llama.loadable import states_of
 from gemcut.llama.model import Model
 
 _SAMPLES, _SAMPLE = 64, 4096  # pieces of a file, and their bytes
@@ -29,10 +30,9 @@ def identity(model: Model) -> str:
     try:
         for part in part_paths(path):
             _sample(part, digest)
-        changed = path.stat().st_mtime_ns != model.modified
     except OSError as error:
         raise EngineError(f"{path}: cannot be read: {error.strerror}") from error
-    if changed:
+    if states_of(path) != model.states:
         raise EngineError(f"{path}: was changed since it was loaded: load it again")
     return digest.hexdigest()
 

@@ -79,6 +79,8 @@ _GGML: dict[str, tuple[str, Any, list[Any]]] = {
     "ggml_scale_bias_inplace": ("ggml-base", _pointer, [_pointer] * 2 + [_float] * 2),
     "ggml_mul_mat": ("ggml-base", _pointer, [_pointer] * 3),
     "ggml_mul_mat_id": ("ggml-base", _pointer, [_pointer] * 4),
+    "ggml_flash_attn_ext": ("ggml-base", _pointer, [_pointer] * 5 + [_float] * 3),
+    "ggml_permute": ("ggml-base", _pointer, [_pointer] * 2 + [_int] * 4),
     "ggml_get_data": ("ggml-base", _pointer, [_pointer]),
     "ggml_nbytes": ("ggml-base", _size, [_pointer]),
     "ggml_get_name": ("ggml-base", _pointer, [_pointer]),

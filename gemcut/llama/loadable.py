@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gemcut.errors import EngineError, GGUFError
-from gemcut.gguf_file import Value
+from gemcut.gguf_file import Value, state_of
 from gemcut.gguf_parts import GGUFParts, part_paths
 
 _MOST_BLOCKS, _MOST_EXPERTS = 512, 1024  # LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS
@@ -21,38 +21,53 @@ _SCALINGS = ("none", "linear", "yarn", "longrope")
 _SHARING, _LEAST_OWN = "gemma4", 2  # blocks with a cache of their own, where others share it
 _DENSE = ("hunyuan-dense", "hunyuan_vl")  # of one expert, which llama.cpp forgets
 _TOKENS = "tokenizer.ggml.tokens"
-# Keys that hold sizes: counts that are divided by, or that memory is taken for.
-_SIZES = ("context_length", "embedding_length")
+
+States = tuple[tuple[int, ...] | None, ...]
 
 
-def check_loadable(path: Path) -> None:
+def check_loadable(path: Path, parts: GGUFParts | None = None) -> None:
     """Refuse a file that llama.cpp would not survive; of a split one all parts.
 
     A file is looked at once, until it changes.
 
+    Args:
+        parts: the same file, where it is open already: its header is not read again.
+
     Raises:
         EngineError: it is damaged; says how.
     """
-    _check(path, tuple(_state(part) for part in part_paths(path)))
+    states = states_of(path)
+    if parts and states == tuple(file.state for file in parts.files):
+        _check_metadata(path, parts.metadata)
+    else:
+        _check(path, states)
+
+
+def states_of(path: Path) -> States:
+    """What tells all parts of a file from any other; None of one that is missing."""
+    return tuple(map(_state, part_paths(path)))
 
 
 @lru_cache(maxsize=64)
-def _check(path: Path, states: tuple[object, ...]) -> None:
+def _check(path: Path, states: States) -> None:
     try:
         with GGUFParts(path) as parts:
-            faults = faults_of(parts.metadata)
-            if fault := next(faults, None):
-                raise GGUFError(f"{path}: damaged, or not for this llama.cpp: {fault}")
+            metadata = parts.metadata
     except GGUFError as error:
         raise EngineError(str(error)) from error
+    _check_metadata(path, metadata)
 
 
-def _state(path: Path) -> object:
+def _check_metadata(path: Path, metadata: Mapping[str, Value]) -> None:
+    if fault := next(faults_of(metadata), None):
+        raise EngineError(f"{path}: damaged, or not for this llama.cpp: {fault}")
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
     try:
-        found = path.stat()
-    except OSError:  # a part that is missing: whoever loads it says so
+        return state_of(path)
+    except OSError:  # whoever loads it says so
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def faults_of(metadata: Mapping[str, Value]) -> Iterator[str]:
@@ -82,8 +97,8 @@ class _Numbers:
         blocks = self._first("block_count")
         yield from self._ranged("block_count", 1, _MOST_BLOCKS)
         yield from self._ranged("nextn_predict_layers", 0, blocks)
-        for key in _SIZES:
-            yield from self._ranged(key, 1, _MOST)
+        yield from self._ranged("context_length", 0, _MOST)
+        yield from self._ranged("embedding_length", 1, _MOST)
         yield from self._experts()
         yield from self._heads()
         yield from self._sharing(blocks)

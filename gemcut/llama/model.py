@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from gemcut.engine import Memory, ModelOptions, read_memory
 from gemcut.errors import EngineError, TextError
+from gemcut.gguf_parts import GGUFParts
 from gemcut.llama.devices import add_rpc
 from gemcut.llama.experts import Experts, is_marked
 from gemcut.llama.library import log, require
-from gemcut.llama.loadable import check_loadable
+from gemcut.llama.loadable import States, check_loadable, states_of
 from gemcut.llama.owner import Owner
 from gemcut.llama.params import model_params
 from gemcut.llama.refusal import refusal
@@ -35,9 +36,10 @@ class Model(Owner):
         memory: Memory,
         path: Path | None = None,
         experts: Experts | None = None,
+        states: States = (),
     ) -> None:
         self.options, self.path, self._experts = options, path, experts
-        self.modified = path.stat().st_mtime_ns if path else 0  # the file, when it was loaded
+        self.states = states  # of the file's parts, when they were loaded
         self.memory = memory  # the weights' bytes by buffer type, from the log
         self.dependents: weakref.WeakSet[Owner] = weakref.WeakSet()  # closed before the model
         self._c = require()
@@ -49,11 +51,13 @@ class Model(Owner):
         path: Path | str,
         options: ModelOptions | None = None,
         on_progress: Progress | None = None,
+        parts: GGUFParts | None = None,
     ) -> Self:
         """Load a GGUF file; of a split one the first part.
 
         Args:
             on_progress: called with the fraction loaded; what it raises ends the loading.
+            parts: the same file, where it is open already: its header is not read again.
 
         Raises:
             OutOfMemory: there is no memory for its weights.
@@ -62,13 +66,13 @@ class Model(Owner):
         """
         path, options = Path(path), options or ModelOptions()
         per_expert = is_marked(path)
-        check_loadable(path)
+        check_loadable(path, parts)
         if not per_expert:
             return cls._loaded(path, options, on_progress, None)
         # Its bytes come through us, so that llama.cpp has nothing to map.
         options = replace(options, load_mode="none")
         with ExitStack() as opened:
-            experts = opened.enter_context(Experts(path, options))
+            experts = opened.enter_context(Experts(path, options, parts))
             model = cls._loaded(path, options, on_progress, experts)
             opened.pop_all()
         return model
@@ -84,7 +88,7 @@ class Model(Owner):
         report = Report(progress)
         callback = c.llama_progress_callback(report)
         params.progress_callback = callback
-        mark = log.count
+        mark, states = log.count, states_of(path)
         with report.interrupted():
             if experts:
                 handle = experts.load(c, params)
@@ -98,7 +102,7 @@ class Model(Owner):
             raise failure
         if not handle:
             raise refusal(f"{path}: llama.cpp cannot load it", mark)
-        return cls(handle, options, read_memory(log.since(mark)), path, experts)
+        return cls(handle, options, read_memory(log.since(mark)), path, experts, states)
 
     def close(self) -> None:
         """Free the model and every context made of it."""

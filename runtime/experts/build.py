@@ -11,10 +11,12 @@ from gemcut import ggml
 from gemcut.engine import INSTALL
 from gemcut.errors import EngineError
 from gemcut.llama.experts_library import is_whole, library_file, sources
+from gemcut.user_cache import keep_latest
 
 _FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden")
 _PATIENCE = 600  # seconds
 _SHOWN = 400  # characters of what a compiler says
+_MOST_KEPT = 4  # of other versions, which may be installed beside this one
 
 
 def compiler() -> list[str]:
@@ -52,6 +54,7 @@ def build() -> Path:
             with partial.open("rb") as made:
                 os.fsync(made.fileno())  # one that is cut short ends the process that loads it
             partial.replace(path)
+            keep_latest(path.parent.glob(f"*{path.suffix}"), _MOST_KEPT)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:

@@ -19,7 +19,7 @@ from gemcut.profile import HOST
 from gemcut.runtime.loading.ladder import Ladder, Replan, changes
 from gemcut.runtime.machine.profiles import card_names
 from gemcut.runtime.placement.given import Given
-from gemcut.runtime.placement.held import Names, Pages, beyond, held, predicted
+from gemcut.runtime.placement.held import Names, Pages, beyond, resident, totals
 from gemcut.runtime.placement.placement import Placement
 from gemcut.runtime.speed.forecast import forecast_of
 from gemcut.runtime.speed.records import Recorder, keep_memory
@@ -38,7 +38,7 @@ class Loaded(Closing):
     """A file at work. Closing it closes all of it.
 
     memory: what it takes by llama.cpp's log.
-    held: the same place by place.
+    held: the same place by place; of a mapped file what has to stay in memory.
     recorder: is told how long answers took, which corrects later predictions.
     """
 
@@ -162,23 +162,14 @@ def _load(
     file: GGUFParts, placement: Placement, names: Names, on_progress: Progress | None
 ) -> Loaded:
     """Load what is planned, all of it or nothing. Raises EngineError."""
-    model = Model.load(_path(file), placement.model, on_progress)
+    model = Model.load(_path(file), placement.model, on_progress, file)
     try:
         context = Context(model, placement.context)
         memory = replace(context.memory, weights=model.memory.weights)
-        found = held(memory, names)
-        keep_memory(placement, _kept(placement, found))
+        found = resident(memory, names, placement)
+        keep_memory(placement, totals(found))
         recorder = Recorder(forecast_of(file, placement))
     except BaseException:
         model.close()
         raise
     return Loaded(model, context, placement, memory, found, recorder)
-
-
-def _kept(placement: Placement, found: Pages) -> dict[str, int]:
-    """Bytes at each place; of a mapped file those of its tensors, not of all that is mapped."""
-    sizes = {place: sum(page.values()) for place, page in found.items()}
-    if placement.model.load_mode not in ("none", "direct_io"):
-        said = predicted(placement).get(HOST, {})
-        sizes[HOST] += said.get("weights", 0) - found[HOST].get("weights", 0)
-    return sizes

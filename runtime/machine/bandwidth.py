@@ -3,7 +3,8 @@
 Products with one vector on tensors that no cache holds, as experts are computed: what a token
 costs. Products with a batch, of a matrix and of experts: what a prompt costs. All of it in both
 layouts where a CPU has one of its own: which is faster depends on the CPU, the type and the phase,
-by up to a factor of two. And what it costs to speak to the device at all.
+by up to a factor of two. Attention of one token and of a batch: what the tokens before cost. And
+what it costs to speak to the device at all.
 
 Other programs only ever make a step slower, so where steps differ much the fastest is kept, and the
 result says that the machine was not calm. Threads wait for each other, so one that is held up holds
@@ -13,15 +14,17 @@ does, times what all of them gained in the measurements that were least disturbe
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import harmonic_mean, median
 from time import perf_counter
 
 from gemcut import ggml
 from gemcut.engine import Device
 from gemcut.errors import EngineError
+from gemcut.llama.attention import Attention
 from gemcut.llama.backend import Backend, Buffer
 from gemcut.llama.matmul import Products, Sums
+from gemcut.llama.steps import Steps
 from gemcut.profile import Kernels
 
 # What a plan may choose, and what the models that it starts from hold.
@@ -38,6 +41,10 @@ _USED = 4  # experts of one product; few, so that a step is short beside a sched
 # A CPU's batches: fewer rows and vectors, so that slow types take milliseconds, too. An expert's
 # share is 32 vectors, as of 512 tokens that use 8 of 128.
 _ROWS, _DENSE_BATCH, _SHARE = 256, 128, 32
+_CACHES = ("f16", "q8_0", "q4_0")  # types of keys and values
+# Cells; heads of keys and values; heads of queries to each; for a card more, or all is overhead.
+_HEADS, _MORE_HEADS = (1024, 2, 4), (4096, 4, 8)
+_BLOCKS = 4  # of a step; of many heads as many as half of the memory holds
 _LEAST, _MOST = 3, 400  # steps that are timed
 _CALM = 1.5  # median over fast end, above which something else was running
 _DISTURBED = 0.25  # share of the measurements, above which the machine was not calm
@@ -45,7 +52,9 @@ _SEEN = 8  # disturbed measurements, after which a machine is taken to be busy
 _LUCKY = 0.75  # share of the measurements whose gain from more threads is no larger
 
 Tell = Callable[[int, int], None]  # types done, types in all
-_READ, _DENSE, _ROUTED = range(3)  # with one vector; with a batch, a matrix or experts
+# Products with one vector; with a batch, of a matrix or experts; attention of a token, of a batch.
+_READ, _DENSE, _ROUTED, _RECALL, _ATTEND = range(5)
+_PRODUCTS = (_READ, _DENSE, _ROUTED)
 _PLAIN, _OWN = range(2)  # layouts
 
 
@@ -60,6 +69,8 @@ class Rates:
     operation: float  # seconds of an operation that is no product: an addition of 2048 numbers
     turn: float  # seconds to have the smallest computation done and read its result
     calm: bool  # False: other programs took so much that steps often differed by half
+    caches: Mapping[str, float] = field(default_factory=dict)  # see `Processor.caches`
+    attention: Mapping[str, float] = field(default_factory=dict)  # see `Processor.attention`
 
 
 @dataclass(frozen=True)
@@ -116,21 +127,28 @@ def measure_rates(
             tell(done, len(kinds))
             samples |= meter.measure(kind, plain, own)
         tell(len(kinds), len(kinds))
+        samples |= meter.attend(plain)
         as_is, own_way = (_kernels(samples, layout, meter.calm) for layout in (_PLAIN, _OWN))
+        caches = _rates(samples, _RECALL, _PLAIN, meter.calm)
+        attention = _rates(samples, _ATTEND, _PLAIN, meter.calm)
         flops = _usual(as_is) if cpu else meter.multiply(plain)
         turn, operation = meter.speak(backend)
         link = 0.0 if cpu else _link(plain)
-    return Rates(as_is, own_way, flops, link, operation, turn, meter.calm)
+    return Rates(as_is, own_way, flops, link, operation, turn, meter.calm, caches, attention)
 
 
 def _kernels(samples: Samples, layout: int, calm: bool) -> Kernels:
-    """The rates of all types in a layout."""
-    found: tuple[dict[str, float], ...] = {}, {}, {}
-    for (phase, at, name), sample in samples.items():
-        if at == layout:
-            trusted = calm and sample.calm
-            found[phase][name] = sample.rate(None if trusted else _gain(samples, phase))
-    return Kernels(*found)
+    """The rates of products of all types in a layout."""
+    return Kernels(*(_rates(samples, phase, layout, calm) for phase in _PRODUCTS))
+
+
+def _rates(samples: Samples, phase: int, layout: int, calm: bool) -> dict[str, float]:
+    """The rates of all types in a phase and layout."""
+    return {
+        name: sample.rate(None if calm and sample.calm else _gain(samples, phase))
+        for (at, how, name), sample in samples.items()
+        if (at, how) == (phase, layout)
+    }
 
 
 def _gain(samples: Samples, phase: int) -> float:
@@ -202,6 +220,37 @@ class _Meter:
         count = _USED if self._cpu else max(_USED, most // _USED * _USED)
         return _first(memories, kind, _SHAPE, count, used=_USED)
 
+    def attend(self, memory: Buffer) -> Samples:
+        """Attention of a token, and of a batch, to caches of each type."""
+        found = {}
+        for name in _CACHES:
+            for phase in (_RECALL, _ATTEND):
+                sample = self._attended(phase, memory, ggml.type_named(name), _HEADS)
+                if (
+                    sample and not self._cpu and sample.best < _SHORT
+                ):  # telling a card is most of it
+                    sample = self._attended(phase, memory, ggml.type_named(name), _MORE_HEADS)
+                if sample:
+                    found[phase, _PLAIN, name] = sample
+        return found
+
+    def _attended(
+        self, phase: int, memory: Buffer, kind: ggml.Type, heads: tuple[int, int, int]
+    ) -> Sample | None:
+        """Of so many heads; None if the device does not attend to this type."""
+        queries, blocks, seconds = 1, _BLOCKS, self._seconds
+        if phase == _ATTEND:
+            queries, blocks, seconds = _DENSE_BATCH if self._cpu else _BATCH, 1, 0.0
+        elif heads == _MORE_HEADS:
+            blocks = max(1, memory.size // (2 * Attention.block_bytes(kind, *heads[:2])))
+        with Attention(memory, kind, queries, *heads, blocks) as attention:
+            if not attention.supported:
+                return None
+            # A CPU goes over keys and values anew for each head of queries.
+            read = attention.step_bytes * (attention.sharing if self._cpu else 1)
+            work = attention.step_flops if phase == _ATTEND else read
+            return replace(self._time(attention, seconds), work=work)
+
     def multiply(self, memory: Buffer) -> float:
         """FLOP/s of a card's products with a batch, over types of which a model may have most."""
         flops = seconds = 0.0
@@ -221,16 +270,24 @@ class _Meter:
             return products.step_flops, self._time(products, self._seconds).best
 
     def speak(self, backend: Backend) -> tuple[float, float]:
-        """Seconds of the smallest computation, and of one operation more."""
+        """Seconds of the smallest computation, and of one operation more.
+
+        With all threads, which wait for each other after every operation, unless others hold them
+        up.
+        """
         few, many = 1, 257
         times: list[float] = []
         for count in (few, many):
             with Sums(backend, count) as sums:
-                times.append(self._time(sums, self._seconds).best)
+                sample = self._time(sums, self._seconds, gains=False)
+            times.append((sample.calm and sample.together) or sample.best)
         return times[0], max(0.0, times[1] - times[0]) / (many - few)
 
-    def _time(self, products: Products | Sums, seconds: float) -> Sample:
-        """A step, measured for so many seconds."""
+    def _time(self, products: Steps | Sums, seconds: float, gains: bool = True) -> Sample:
+        """A step, measured for so many seconds.
+
+        gains: whether more threads are faster, unless something holds them up.
+        """
         self._taken += 1
         if not self._cpu or self._threads == 1:
             time, calm = _fast_end(products.step, seconds)
@@ -243,7 +300,7 @@ class _Meter:
             return Sample(0.0, alone, None, False)
         products.backend.set_threads(self._threads)
         together, calm = _fast_end(products.step, seconds)
-        calm &= together < _CALM * alone
+        calm &= not gains or together < _CALM * alone
         self._disturbed += not calm
         return Sample(0.0, alone, together, calm)
 

@@ -16,14 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from gemcut import __version__, llama
-from gemcut.engine import (
-    PINNED,
-    Device,
-    cgroup_values,
-    default_threads,
-    physical_cores,
-    usable_cpus,
-)
+from gemcut.cores import cgroup_values, default_threads, physical_cores, usable_cpus
+from gemcut.engine import PINNED, Device
 from gemcut.errors import EngineError
 from gemcut.llama.experts_library import BUILD
 from gemcut.runtime.experts.build import compiler, is_built

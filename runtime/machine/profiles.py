@@ -17,7 +17,7 @@ from gemcut.runtime.machine.bandwidth import TYPES, Rates, Tell, measure_rates
 from gemcut.runtime.machine.cards import HOST_RESERVE, SYNC, named, slowest
 from gemcut.runtime.machine.inspection import Machine, inspect_machine
 from gemcut.sizes import format_size
-from gemcut.user_cache import cache_folder
+from gemcut.user_cache import cache_folder, keep_latest
 
 __all__ = [
     "card_names",
@@ -35,6 +35,7 @@ CONTEXT = 330 << 20
 # were taken while other programs ran. Assumed: cards of one size differ by a factor of two.
 MEASURED, BUSY, ASSUMED = 0.15, 0.3, 0.5
 _FARAWAY = "a device of another machine"  # its description would name that machine
+_MOST_KEPT = 16  # of this machine with other devices, threads and versions
 
 
 def this_machine(
@@ -73,6 +74,7 @@ def this_machine(
     with suppress(OSError, OutputError):  # without a cache it is measured again
         path.parent.mkdir(parents=True, exist_ok=True)
         found.write(path)
+        keep_latest(path.parent.glob("machine-*.json"), _MOST_KEPT)
     return _with_memory(found, machine, cards)
 
 
@@ -194,6 +196,8 @@ def _fastest(one: Processor, other: Processor) -> Processor:
             _more(first.batches, second.batches),
             _more(first.experts, second.experts),
         ),
+        caches=_more(one.caches, other.caches),
+        attention=_more(one.attention, other.attention),
     )
 
 
@@ -239,12 +243,17 @@ def _processor(name: str, description: str, rates: Rates) -> Processor:
         batches=plain.batches,
         experts=plain.experts,
         rearranged=_kernels(rates.rearranged),
+        caches=_table(rates.caches),
+        attention=_table(rates.attention),
     )
 
 
 def _kernels(found: Kernels) -> Kernels:
-    tables = (found.by_type, found.batches, found.experts)
-    return Kernels(*({kind: _rounded(rate) for kind, rate in each.items()} for each in tables))
+    return Kernels(*map(_table, (found.by_type, found.batches, found.experts)))
+
+
+def _table(rates: Mapping[str, float]) -> dict[str, float]:
+    return {kind: _rounded(rate) for kind, rate in rates.items()}
 
 
 def _rounded(measured: float) -> float:

@@ -3,8 +3,9 @@
 Only what the user left open is varied.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from gemcut.engine import ContextOptions
 from gemcut.errors import UsageError
@@ -23,6 +24,10 @@ _UNPINNED = 0.44
 # What weights have to save of a request to be rearranged, if the file could just be mapped: every
 # start reads and rearranges them again, and processes do not share them.
 _COPYING = 1.05
+# Nobody notices less, in seconds of a request: what takes less memory, or effort, is taken then.
+ALIKE = 1.01
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,9 @@ class Loading:
         """Whether they can: not with a layout that cards do not read."""
         return self.op_offload and not (self.no_host and self.repack)
 
-    @property
-    def effort(self) -> float:
+    def effort(self, profile: Profile) -> float:
         """What a request's seconds are taken times, to compare: a copy has to be worth it."""
-        return _COPYING if self.mapped and self.repack else 1.0
+        return _COPYING if self.mapped and self.rearranged(profile) else 1.0
 
     def computing(self, context: ContextOptions, profile: Profile) -> ContextOptions:
         """The context as its memory and speed are predicted: only cards that copies reach compute
@@ -80,6 +84,12 @@ class Candidate:
         """The same with a larger context."""
         n_batch = max(self.context.n_batch or 0, min(_BATCH, n_ctx))
         return replace(self, context=replace(self.context, n_ctx=n_ctx, n_batch=n_batch))
+
+
+def preferred(found: Sequence[T], cost: Callable[[T], float]) -> T:
+    """The run that costs the least; of those that nearly do the first."""
+    most = ALIKE * min(map(cost, found))
+    return next(each for each in found if cost(each) <= most)
 
 
 def contexts(given: Given, workload: Workload, trained: int | None) -> list[int]:
@@ -125,7 +135,7 @@ def candidates(
         prompt: its tokens; a larger ubatch is of no use.
     """
     for n_ubatch in _ubatches(given, n_ctx, prompt):
-        for loading in _loadings(given, profile):
+        for loading in loadings(given, profile):
             context = ContextOptions(
                 n_ctx=n_ctx,
                 n_batch=given.n_batch or max(n_ubatch, min(_BATCH, n_ctx)),
@@ -151,11 +161,14 @@ def _ubatches(given: Given, n_ctx: int, prompt: int) -> list[int]:
     return found or [most]
 
 
-def _loadings(given: Given, profile: Profile) -> list[Loading]:
-    """With cards that can compute with the host's weights: pinned for these, or not. Without: out
-    of a mapped file unless cards take most of it. The CPU computes with weights as they are in the
-    file, or in its own layout; what that changes nobody has measured of machines that are not here,
-    so there they lie as llama.cpp has them by default."""
+def loadings(given: Given, profile: Profile) -> list[Loading]:
+    """The ways to load that are compared, those that take less effort first.
+
+    With cards that can compute with the host's weights: pinned for these, or not. Without: out of a
+    mapped file unless cards take most of it. The CPU computes with weights as they are in the file,
+    or in its own layout; what that changes nobody has measured of machines that are not here, so
+    there they lie as llama.cpp has them by default.
+    """
     layouts = (False, True) if profile.host.rearranged.by_type else (True,)
     if any(card.link for card in profile.cards):
         plain = given.no_host or False  # not pinned: cards read it only as it is in the file

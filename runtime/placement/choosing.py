@@ -12,6 +12,7 @@ from gemcut.runtime.placement.candidates import (
     cache_types,
     candidates,
     contexts,
+    preferred,
     reduced,
 )
 from gemcut.runtime.placement.carried import carried_plan, context_of, places_of
@@ -19,7 +20,7 @@ from gemcut.runtime.placement.fitting import GAP, Fit, Fitter
 from gemcut.runtime.placement.freedom import homes_of
 from gemcut.runtime.placement.given import Given
 from gemcut.runtime.placement.layout import layers_of, layout
-from gemcut.runtime.placement.notes import ALIKE, notes
+from gemcut.runtime.placement.notes import notes
 from gemcut.sizes import format_size
 
 # How much slower a request may be for a larger context, or for the placement that a file carries.
@@ -92,7 +93,8 @@ class Chooser:
         bounds = {each: self.fitter.bound(each, at_home) for each in candidates}
         found: dict[Candidate, Fit] = {}
         for each in sorted(bounds, key=lambda each: bounds[each]):
-            least = min(map(_cost, found.values()), default=math.inf) / each.loading.effort
+            least = min((fit.cost for fit in found.values()), default=math.inf)
+            least /= each.loading.effort(self.profile)
             if bounds[each] <= min(most, slower * least, _FOREVER):
                 if fit := self.fitter.fit(each, at_home=at_home):
                     found[each] = fit
@@ -251,10 +253,7 @@ class Chooser:
 def _fastest(fits: Iterable[Fit]) -> Fit | None:
     """The fastest; of those that are nearly as fast the first."""
     found = list(fits)
-    if not found:
-        return None
-    most = ALIKE * min(map(_cost, found))
-    return next(fit for fit in found if _cost(fit) <= most)
+    return preferred(found, lambda fit: fit.cost) if found else None
 
 
 def _best_of_ubatches(tried: Sequence[Fit]) -> list[Candidate]:
@@ -262,11 +261,6 @@ def _best_of_ubatches(tried: Sequence[Fit]) -> list[Candidate]:
     sizes = dict.fromkeys(fit.candidate.context.n_ubatch for fit in reversed(tried))
     alike = ([fit for fit in tried if fit.candidate.context.n_ubatch == size] for size in sizes)
     return [best.candidate for fits in alike if (best := _fastest(fits))]
-
-
-def _cost(fit: Fit) -> float:
-    """Seconds of a request, by which candidates are compared."""
-    return fit.seconds * fit.candidate.loading.effort
 
 
 def _unused(why: str) -> str:

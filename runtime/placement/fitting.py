@@ -43,7 +43,8 @@ class Fit:
     prefill: Speed
     decode: Speed
     seconds: float  # of a request
-    gap: float = 0.0  # how much fewer, relatively, they may be at best
+    cost: float  # the same with the effort of loading, by which candidates are compared
+    gap: float = 0.0  # how much fewer seconds, relatively, there may be at best
 
     @property
     def whole(self) -> bool:
@@ -123,8 +124,9 @@ class Fitter:
         prefill = prefill_speed(machine, needs, tensors, shares, work.prompt)
         decode = decode_speed(machine, needs, tensors, shares)
         seconds = work.prompt * prefill.seconds + work.answer * decode.seconds
+        cost = seconds * candidate.loading.effort(self.profile)
         pages = self._ledger(needs, tensors)
-        return Fit(candidate, tuple(tensors), tuple(homes), pages, prefill, decode, seconds)
+        return Fit(candidate, tuple(tensors), tuple(homes), pages, prefill, decode, seconds, cost)
 
     def problem(self, candidate: Candidate) -> Problem:
         """The program of a candidate, with seconds of a request."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from gemcut.engine import MAX_THREADS, MOST
 from gemcut.errors import UsageError
 from gemcut.kv_cache import CACHE_TYPES
 
@@ -42,9 +43,9 @@ class Given:
     def __post_init__(self) -> None:
         """Refuse what cannot be meant. Raises UsageError."""
         for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and not 1 <= value < 1 << 31:
-                raise UsageError(f"{name} is {value}, wanted 1 or more")
+            value, most = getattr(self, name), MAX_THREADS if name == "threads" else MOST
+            if value is not None and not 1 <= value <= most:
+                raise UsageError(f"{name} is {value}, wanted 1 to {most}")
         _check("type_k", self.type_k, CACHE_TYPES)
         _check("type_v", self.type_v, CACHE_TYPES)
         _check("load_mode", self.load_mode, _LOAD_MODES)

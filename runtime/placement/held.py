@@ -11,6 +11,7 @@ from gemcut.runtime.placement.placement import Placement
 Pages = dict[str, dict[str, int]]  # place -> "weights", "kv", "compute", "outputs" -> bytes
 
 _NUMBER = re.compile(r"\d")
+_MAPPED = "_Mapped"  # ends the names of buffers that are the file itself
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,25 @@ def held(memory: Memory, names: Names) -> Pages:
     return pages
 
 
+def resident(memory: Memory, names: Names, placement: Placement) -> Pages:
+    """The same, of a mapped file what has to stay in memory: not all that is mapped.
+
+    A tensor that was copied, rearranged or to a card, lies in the mapping, too, where nobody reads
+    it again; so the mapping counts for those of the host's tensors that were not.
+    """
+    pages = held(memory, names)
+    mapped = sum(
+        size
+        for buffer, size in memory.weights.items()
+        if buffer.endswith(_MAPPED) and names.place(buffer) == HOST
+    )
+    if mapped:
+        copied = pages[HOST]["weights"] - mapped
+        left = predicted(placement)[HOST]["weights"] - copied
+        pages[HOST]["weights"] = copied + min(mapped, max(0, left))
+    return pages
+
+
 def predicted(placement: Placement) -> Pages:
     """The same by the ledger."""
     pages: Pages = {}
@@ -61,6 +81,11 @@ def predicted(placement: Placement) -> Pages:
         pages[place] = {"weights": sum(weights)}
         pages[place] |= {what: entries.get(what, 0) for what in ("kv", "compute", "outputs")}
     return pages
+
+
+def totals(pages: Pages) -> dict[str, int]:
+    """Bytes of each place."""
+    return {place: sum(page.values()) for place, page in pages.items()}
 
 
 def beyond(placement: Placement, memory: Memory, names: Names) -> dict[str, int]:

@@ -4,12 +4,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from gemcut.profile import HOST
-from gemcut.runtime.placement.candidates import cache_types
+from gemcut.runtime.placement.candidates import ALIKE, cache_types
 from gemcut.runtime.placement.fitting import Fit, Fitter
 from gemcut.runtime.placement.given import Given
-
-# Nobody notices less, in seconds of a request: what takes less memory, or effort, is taken then.
-ALIKE = 1.01
 
 
 def notes(fitter: Fitter, given: Given, fit: Fit) -> Iterator[str]:
@@ -30,7 +27,10 @@ def notes(fitter: Fitter, given: Given, fit: Fit) -> Iterator[str]:
         count = sum(home != HOST for home in fit.homes)
         yield f"{count} of {len(fit.homes)} layers on cards: more do not fit, split so"
     if given.split_mode in ("row", "tensor") and len(fitter.profile.cards) > 1:
-        yield f"split mode {given.split_mode}: memory is planned as if by layers"
+        yield (
+            f"split mode {given.split_mode} was not planned for: places, memory and speed are "
+            "those of whole layers on each card"
+        )
     if not fitter.needs.by_formula:
         yield "an architecture without formulas: memory is as llama.cpp says"
 

@@ -14,6 +14,7 @@ from gemcut.errors import UsageError
 from gemcut.gguf_file import GGUFFile
 from gemcut.gguf_parts import GGUFParts
 from gemcut.profile import Profile
+from gemcut.runtime.placement.candidates import Loading
 from gemcut.runtime.placement.choosing import Choice, Chooser
 from gemcut.runtime.placement.contents import Contents, contents_of
 from gemcut.runtime.placement.fitting import Fitter
@@ -45,6 +46,12 @@ class Placement:
         """Predicted seconds of one request of the workload."""
         reading = self.workload.prompt * self.prefill.seconds
         return reading + self.workload.answer * self.decode.seconds
+
+    @property
+    def loading(self) -> Loading:
+        """How weights lie on the host."""
+        model = self.model
+        return Loading(model.load_mode, model.repack, model.no_host, self.context.op_offload)
 
     def to_dict(self) -> dict[str, Any]:
         """The placement as JSON knows it; tokens/s beside the seconds of a token."""

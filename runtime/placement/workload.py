@@ -27,6 +27,10 @@ class Workload:
         """Tokens that a sequence's context has to hold for it."""
         return self.prompt + self.answer
 
+    def seconds(self, prefill: float, decode: float) -> float:
+        """What a request takes at these speeds, in tokens per second."""
+        return self.prompt / prefill + self.answer / decode
+
     def __str__(self) -> str:
         """As it is said to people: "chat: 1000 tokens read, 500 written"."""
         return f"{self.name}: {self.prompt} tokens read, {self.answer} written"

@@ -15,7 +15,6 @@ from gemcut.gguf_parts import GGUFParts
 from gemcut.profile import Profile
 from gemcut.runtime.memory.ledger import Fixed
 from gemcut.runtime.memory.tensors import Placed
-from gemcut.runtime.placement.candidates import Loading
 from gemcut.runtime.placement.contents import Contents, contents_of
 from gemcut.runtime.placement.needs import Needs, Probe
 from gemcut.runtime.placement.placement import Placement
@@ -62,17 +61,11 @@ class Forecast:
 
     def _needs(self, depth: int) -> Fixed:
         needs = Needs(self.contents, Workload("", depth, 0), self.probe or _unasked)
-        return needs(self._loading.computing(self.placement.context, self._profile))
-
-    @cached_property
-    def _loading(self) -> Loading:
-        model = self.placement.model
-        context = self.placement.context
-        return Loading(model.load_mode, model.repack, model.no_host, context.op_offload)
+        return needs(self.placement.loading.computing(self.placement.context, self._profile))
 
     @cached_property
     def _profile(self) -> Profile:
-        return self._loading.priced(self.placement.profile)
+        return self.placement.loading.priced(self.placement.profile)
 
     @cached_property
     def _tensors(self) -> Sequence[Placed]:

@@ -14,7 +14,8 @@ from time import perf_counter
 
 import numpy as np
 
-from gemcut.engine import ContextOptions, default_threads
+from gemcut.cores import default_threads
+from gemcut.engine import ContextOptions
 from gemcut.errors import UsageError
 from gemcut.llama import Context, Model
 

@@ -33,7 +33,7 @@ from gemcut.errors import GemcutError, OutputError, ProfileError
 from gemcut.lock import Lock
 from gemcut.profile import Profile
 from gemcut.runtime.chat.timing import Timing
-from gemcut.runtime.placement.held import predicted
+from gemcut.runtime.placement.held import predicted, totals
 from gemcut.runtime.placement.placement import Placement
 from gemcut.runtime.speed.forecast import Forecast
 from gemcut.runtime.speed.throughput import Speed
@@ -45,6 +45,9 @@ _MOST = 256  # records of all runs
 _LONGEST = 1e9  # seconds; the shortest is as far from one the other way
 _ALIKE = 8  # records of one file at the same places: the latest, which also are what is looked at
 _LEAST_ANSWER = 16  # tokens, below which the time says little
+# Seconds of a token over another model's, either way, up to which its errors say something here: a
+# small model is off by what its operations and caches do, a large one by what memory does.
+_COMPARABLE = 4.0
 Pair = tuple[float, float]  # predicted, measured
 
 
@@ -146,7 +149,7 @@ def keep_memory(
 
 def memory_pairs(placement: Placement, actual: Mapping[str, int]) -> dict[str, Pair]:
     """Bytes at each place, predicted and actual."""
-    said = {place: sum(page.values()) for place, page in predicted(placement).items()}
+    said = totals(predicted(placement))
     return {place: (said.get(place, 0), size) for place, size in actual.items()}
 
 
@@ -154,7 +157,10 @@ def keep(record: Record, folder: Path | None = None) -> None:
     """Add a record, in place of the oldest where there are many."""
     folder = folder or cache_folder()
     with suppress(OSError, OutputError), _locked(folder):
-        kept = [*records(folder), record]
+        known = records(folder)
+        if record.memory and record in known:  # the same run was loaded before
+            return
+        kept = [*known, record]
         alike = [each for each in kept if _alike(each, record)]
         if len(alike) > _ALIKE:
             kept.remove(alike[0])
@@ -179,7 +185,10 @@ def corrections(placement: Placement, folder: Path | None = None) -> tuple[Corre
     own, kept, doubt = kin(placement), records(folder), placement.profile.doubt
     prefill = [(each.kin, each.prefill) for each in kept if each.prefill]
     decode = [(each.kin, each.decode) for each in kept if each.decode]
-    return _correction(_nearest(own, prefill), doubt), _correction(_nearest(own, decode), doubt)
+    return (
+        _correction(_nearest(own, prefill, placement.prefill.seconds), doubt),
+        _correction(_nearest(own, decode, placement.decode.seconds), doubt),
+    )
 
 
 def corrected(placement: Placement, folder: Path | None = None) -> Placement:
@@ -193,14 +202,20 @@ def _alike(record: Record, other: Record) -> bool:
     return record.kin == other.kin and bool(record.memory) == bool(other.memory)
 
 
-def _nearest(own: Kin, known: Iterable[tuple[Kin, Pair]]) -> list[Pair]:
-    """The latest runs of the same file; else of the same model; else of any, at the same places."""
+def _nearest(own: Kin, known: Iterable[tuple[Kin, Pair]], seconds: float) -> list[Pair]:
+    """The latest runs of the same file; else of the same model; else of any that takes about as
+    long; all at the same places."""
     found = [
         (kin, pair) for kin, pair in known if (kin.machine, kin.places) == (own.machine, own.places)
     ]
     of_model = [(kin, pair) for kin, pair in found if kin.model == own.model]
     of_file = [(kin, pair) for kin, pair in of_model if kin == own]
-    return [pair for _, pair in (of_file or of_model or found)[-_ALIKE:]]
+    close = [(kin, pair) for kin, pair in found if _comparable(pair[0], seconds)]
+    return [pair for _, pair in (of_file or of_model or close)[-_ALIKE:]]
+
+
+def _comparable(one: float, other: float) -> bool:
+    return one <= _COMPARABLE * other and other <= _COMPARABLE * one
 
 
 def _correction(pairs: Iterable[Pair], doubt: float) -> Correction:

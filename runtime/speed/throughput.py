@@ -89,7 +89,7 @@ def starting_seconds(profile: Profile, tensors: int) -> float:
 
 def cache_seconds(processor: Processor, kind: str, read: int) -> float:
     """Seconds in which it reads so many bytes of keys and values of a ggml type for one token."""
-    return read / processor.rate(kind)
+    return read / processor.cache_rate(kind)
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Prices:
 
     def attending(self, block: int, place: str) -> float:
         """Seconds of a block's attention, at this place, for the mean ubatch."""
-        rate = self.places[place].flops
+        rate = self.places[place].attention_rate(self.needs.kind)
         if not self.needs.attention or not rate:
             return 0.0
         return self.needs.attention[block] * self.tokens * self._cells(block) / rate

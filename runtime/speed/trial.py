@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gemcut.runtime.loading.loading import Loaded
+from gemcut.runtime.placement.held import totals
 from gemcut.runtime.placement.placement import Placement
 from gemcut.runtime.speed.forecast import Forecast
 from gemcut.runtime.speed.measured import MeasuredSpeed, Tell, speeds
@@ -80,8 +81,7 @@ def try_run(
         keep(_record(forecast, found, prefill, decode), folder)
         corrected = prefill and by_prefill.of(prefill), decode and by_decode.of(decode)
         rows.append(Row(found, *corrected))
-    actual = {place: sum(page.values()) for place, page in loaded.held.items()}
-    memory = memory_pairs(loaded.placement, actual)
+    memory = memory_pairs(loaded.placement, totals(loaded.held))
     return Trial(loaded.placement, tuple(rows), memory, n_prompt, n_generate, repeats)
 
 
