@@ -7,7 +7,8 @@ from json import dumps
 from pathlib import Path
 
 from gemcut.engine import ContextOptions, ModelOptions
-from gemcut.eval.files import File
+from gemcut.errors import OutputError
+from gemcut.eval.files import File, check_same
 from gemcut.eval.texts import own
 from gemcut.eval.texts.text import Text
 from gemcut.llama import Context, Model
@@ -33,21 +34,24 @@ def answers(
 
     Raises:
         TextError: a prompt fills the context, or what is kept is damaged.
-        EngineError: the file cannot be loaded or run.
+        EngineError: the file cannot be loaded or run, or was changed meanwhile.
         OutputError: the answers cannot be kept.
     """
     folder = folder or cache_folder() / "answers"
     path = folder / f"{_key(file, prompts, n_ctx)}.jsonl"
-    with Model.load(file.path, options) as model:
-        if not path.is_file():
+    if not path.is_file():
+        try:
             folder.mkdir(parents=True, exist_ok=True)
-            how = ContextOptions(n_ctx, threads=threads, n_outputs=1)
-            with Context(model, how) as context:
-                said = own.answers(
-                    context, prompts, file.fingerprint, SEED, None, MOST_TOKENS, None, progress
-                )
-                own.write(path, said, model)
-        return own.read(path, model)
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be made: {error.strerror}") from error
+        how = ContextOptions(n_ctx, threads=threads, n_outputs=1)
+        with Model.load(file.path, options) as model, Context(model, how) as context:
+            asked = context, prompts, file.fingerprint, SEED, None, MOST_TOKENS, None, progress
+            said = list(own.answers(*asked))
+            check_same(file)
+            own.write(path, said, model)
+    with Model.load(file.path, ModelOptions(vocab_only=True)) as vocabulary:
+        return own.read(path, vocabulary)
 
 
 def _key(file: File, prompts: Sequence[Text], n_ctx: int) -> str:

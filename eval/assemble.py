@@ -175,10 +175,11 @@ def _tied(rows: list[Row], scored: _Scored) -> tuple[list[Row], list[Pair], floa
         return rows, [], None
     owners = scored.owners(np.ones(len(scored.chunks), np.bool_))
     values = [_value(rows[i]) for i in at]
-    for i, letters in zip(at, tie_letters(values, owners), strict=True):
+    found = pairs(values, owners)
+    for i, letters in zip(at, tie_letters(values, found), strict=True):
         rows[i] = replace(rows[i], letters=letters)
-    found = [replace(p, first=at[p.first], second=at[p.second]) for p in pairs(values, owners)]
-    return rows, found, detectable_between(values, owners)
+    numbered = [replace(p, first=at[p.first], second=at[p.second]) for p in found]
+    return rows, numbered, detectable_between(found, owners)
 
 
 def _value(row: Row) -> NDArray[np.float64]:

@@ -1,16 +1,16 @@
-"""The files under comparison: their names, sizes and fingerprints."""
+"""The files under comparison: their names, sizes and fingerprints, and whether they change."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from gemcut.errors import GGUFError, UsageError, printable
-from gemcut.gguf_file import GGUFFile
+from gemcut.errors import EngineError, GGUFError, UsageError, printable
+from gemcut.gguf_file import GGUFFile, state_of
+from gemcut.gguf_parts import part_paths
 
-_SPLIT = re.compile(r"(.*)-00001-of-(\d{5})\.gguf")
+CHANGED = "was changed while it was scored: run again when it is at rest"
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
@@ -67,13 +67,33 @@ def fingerprint(paths: Sequence[Path]) -> str:
 
 def parts(path: Path) -> tuple[Path, ...]:
     """All files of a model: `path` alone, or every part of a split one. Raises GGUFError."""
-    match = _SPLIT.fullmatch(path.name)
-    numbers = range(1, int(match[2]) + 1) if match else ()
-    found = tuple(path.with_name(f"{match[1]}-{n:05}-of-{match[2]}.gguf") for n in numbers if match)
+    found = tuple(part_paths(path))
     for part in found:
-        if not part.is_file():
+        if len(found) > 1 and not part.is_file():
             raise GGUFError(f"{part}: missing part of a split model of {len(found)} files")
-    return found or (path,)
+    return found
+
+
+def state(path: Path) -> tuple[tuple[int, ...], ...] | None:
+    """What tells a model's files from what they are once they are changed; None: one is gone."""
+    try:
+        return tuple(map(state_of, parts(path)))
+    except (OSError, GGUFError):
+        return None
+
+
+def is_same(file: File) -> bool:
+    """Whether a file is what it was when it was described."""
+    try:
+        return fingerprint(parts(file.path)) == file.fingerprint
+    except (OSError, GGUFError):  # it is gone
+        return False
+
+
+def check_same(file: File) -> None:
+    """Raise EngineError unless a file is what it was when it was described."""
+    if not is_same(file):
+        raise EngineError(f"{file.path}: {CHANGED}")
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

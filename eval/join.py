@@ -59,7 +59,8 @@ def _joined(comparisons: Sequence[Comparison]) -> Comparison:
             f"the results share {len(shared)} chunks of text, wanted {MIN_CHUNKS}: "
             "compare on the same texts"
         )
-    assert first.sizes is not None, "kept with the scores"
+    if first.sizes is None:
+        raise UsageError("a result holds no bytes of its chunks: it is damaged; compare anew")
     kept = np.array([chunk.digest in shared for chunk in first.chunks])
     chunks = [chunk for chunk, keep in zip(first.chunks, kept, strict=True) if keep]
     rows: dict[str, Row] = {}

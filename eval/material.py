@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gemcut.engine import ModelOptions, default_threads
+from gemcut.cores import default_threads
+from gemcut.engine import ModelOptions
 from gemcut.errors import EngineError
 from gemcut.eval.answered import answers
 from gemcut.eval.assemble import Sizes, covering

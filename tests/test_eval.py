@@ -1,19 +1,23 @@
 """Comparing files on text, with the demo's model and its quantised copies."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from gemcut.api import comparing, evaluate
 from gemcut.demo.text import held_out_text
 from gemcut.engine import ContextOptions
-from gemcut.errors import GGUFError, TextError, UsageError
-from gemcut.eval.compare import compare, compare_with_base
+from gemcut.errors import EngineError, GGUFError, TextError, UsageError
+from gemcut.eval.answered import answers
+from gemcut.eval.compare import compare, compare_selected, compare_with_base
 from gemcut.eval.dissect import dissect
 from gemcut.eval.files import fingerprint, parts, select
 from gemcut.eval.scope import Means, Scope
 from gemcut.eval.scoring.column import CANDIDATE, FLOOR, REFERENCE, Column
 from gemcut.eval.scoring.saving import save_kld
+from gemcut.eval.texts import own
 from gemcut.eval.texts.chunks import Chunk, cut, scored
 from gemcut.eval.texts.text import Text
 from gemcut.llama import Context, Model
@@ -197,6 +201,45 @@ def test_a_base_of_another_vocabulary_is_refused(bf16, tmp_path):
 
     with pytest.raises(EngineError, match="vocabulary of 96 tokens, .* has 2048"):
         compare_with_base(select([bf16], None), tmp_path / "base.kld")
+
+
+def test_answers_of_a_file_that_became_another_one_are_not_kept(bf16, q4_k_m, tmp_path):
+    """They are told from others by the file's fingerprint, which was taken before."""
+    path = tmp_path / "copy.gguf"
+    shutil.copy(q4_k_m, path)
+    (file,) = select([path], None)
+    shutil.copy(bf16, path)
+    asked = file, own.prompts([], 2), 256, None, 1, None, tmp_path / "answers"
+
+    with pytest.raises(EngineError, match=r"copy.gguf: was changed while it was scored"):
+        answers(*asked)
+    assert not [*(tmp_path / "answers").iterdir()]
+
+    shutil.copy(q4_k_m, path)
+    assert answers(*asked) == answers(*asked) and len(answers(*asked)) == 2
+
+
+def test_a_task_has_no_reference_where_the_reference_failed_in_some_way(
+    bf16, q4_k_m, text, monkeypatch
+):
+    """What crashed once is not run again, and no other file takes its place."""
+    asked = []
+
+    def failing(*arguments):
+        found = compare_selected(*arguments)
+        assert found.floor
+        floor = replace(found.floor, failure="llama.cpp crashed", summary=None, scores=None)
+        rows = (floor if row is found.floor else row for row in found.rows)
+        return replace(found, rows=tuple(rows))
+
+    monkeypatch.setattr(comparing, "compare_selected", failing)
+    monkeypatch.setattr(comparing, "read_texts", lambda paths: [text])
+    monkeypatch.setattr(comparing, "read_task", lambda path: None)
+    monkeypatch.setattr(comparing, "run_tasks", lambda _, of, *rest: asked.extend(of) or ())
+
+    evaluate([q4_k_m], bf16, ["text"], chunks=2, routing=0, tasks=["task"], keep=False, threads=1)
+
+    assert [(q4_k_m, CANDIDATE)] == [(column.file.path, column.role) for column in asked]
 
 
 # --- parts ---------------------------------------------------------------------------------------

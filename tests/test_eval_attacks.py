@@ -19,7 +19,7 @@ from gemcut.eval.report.record import read
 from gemcut.eval.scoring.kld_file import KldFile, writing
 from gemcut.eval.scoring.worker import apart
 from gemcut.eval.texts.text import read_bytes
-from tests.test_cli import refused, run
+from tests.shell import refused, run
 from tests.test_eval_cli import rows
 
 SHORT = ("-c", "64", "--chunks", "2", "-t", "1", "--routing", "0", "--floor", "0")

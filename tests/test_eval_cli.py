@@ -9,7 +9,7 @@ import pytest
 from gemcut.api.sweeping import parse_levels
 from gemcut.demo.text import held_out_text
 from gemcut.errors import UsageError
-from tests.test_cli import refused, run
+from tests.shell import refused, run
 
 SHORT = ("-c", "128", "--chunks", "4", "-t", "2", "--routing", "0", "--floor", "0")
 

@@ -52,6 +52,12 @@ def test_two_halves_of_the_files_join_to_what_all_of_them_gave(whole):
     assert found.pairs == whole.pairs
 
 
+def test_a_result_without_the_bytes_of_its_chunks_is_refused(whole):
+    """They are kept with the scores: a folder that lacks them was damaged."""
+    with pytest.raises(UsageError, match="it is damaged; compare anew"):
+        join([Report((replace(whole, sizes=None),)), Report((whole,))])
+
+
 def test_files_are_compared_on_the_chunks_that_both_results_have(whole):
     one, other = part(whole, slice(0, 3), slice(0, 30)), part(whole, slice(3, None), slice(10, 40))
 

@@ -209,8 +209,9 @@ def damaged(data: bytes, how: str) -> bytes:
         return b"GGUF" + data[4:]
     if how == "a token too large":
         return data[:20] + np.int32(1 << 20).tobytes() + data[24:]
-    if how == "no number":
-        return data[:-212] + np.float32("nan").tobytes() + data[-208:]
+    if how in ("no number", "a step too large"):
+        step = np.float32("nan" if how == "no number" else 1e35)
+        return data[:-212] + step.tobytes() + data[-208:]
     numbers[{"context": 0, "vocabulary": 1, "chunks": 2}[how]] = (
         -(1 << 31) if how != "chunks" else 0
     )
@@ -239,11 +240,12 @@ def test_damaged_files_are_refused(tmp_path, how):
         KldFile.read(path)
 
 
-def test_a_row_that_no_logits_make_is_refused(tmp_path):
+@pytest.mark.parametrize("how", ["no number", "a step too large"])
+def test_a_row_that_no_logits_make_is_refused(tmp_path, how):
     path = tmp_path / "base.kld"
     write(path)
     reference = KldReference(KldFile.read(path), None)
-    path.write_bytes(damaged(path.read_bytes(), "no number"))
+    path.write_bytes(damaged(path.read_bytes(), how))
 
     assert np.isfinite(reference.logits(*parts(reference.chunks[1]))).all()
     with pytest.raises(TextError, match="chunk 3 is damaged"):

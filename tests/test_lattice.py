@@ -13,8 +13,9 @@ from gemcut.api import Target
 from gemcut.errors import EngineError
 from gemcut.gguf_file import GGUFFile
 from gemcut.lattice import encode_q4_0, on_q4_0_lattice
-from gemcut.quantize.local_error import Sampling, local_errors
+from gemcut.quantize.local_error import local_errors
 from gemcut.quantize.measure import Request
+from gemcut.quantize.subject import Sampling
 from gemcut.quantize.tensor_errors import subjects
 from gemcut.sensitivity import Sensitivity
 from tests import checkpoints, oracle

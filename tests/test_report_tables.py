@@ -249,7 +249,10 @@ def test_notes_are_shown(whole):
     """As that the reference is quantized itself."""
     noted = replace(whole.comparisons[0], notes=("the reference has 8.62 bits per weight",))
 
-    assert "Note: the reference has 8.62 bits" in shown(replace(whole, comparisons=(noted,)))
+    text = shown(replace(whole, comparisons=(noted,), notes=("m.gguf: its speed is not known",)))
+
+    assert "Note: the reference has 8.62 bits" in text
+    assert "Note: m.gguf: its speed is not known." in text
 
 
 def test_at_the_floor_nothing_was_lost():

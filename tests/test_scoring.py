@@ -1,5 +1,7 @@
 """Columns scored on chunks: together, one after the other, from the cache; and where one fails."""
 
+import os
+import shutil
 from bisect import bisect_left
 from dataclasses import replace
 from functools import partial
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 from gemcut.errors import EngineError, OutOfMemory
+from gemcut.eval.files import select
 from gemcut.eval.scoring import scorer
 from gemcut.eval.scoring.cache import Cache
 from gemcut.eval.scoring.column import FLOOR, Column
@@ -254,6 +257,54 @@ def test_a_damaged_file_costs_its_own_column_only(together, files, chunks, tmp_p
     scored.assert_same(found.scores[other], together.scores[other])
     with pytest.raises(EngineError, match="damaged.gguf: truncated"):
         score_columns([Column(column.file, reference.role), other], chunks)
+
+
+@pytest.fixture
+def copied(files, tmp_path):
+    """A column of a copy of the Q4_K_M that may be changed, and how: written to, or replaced."""
+    path = tmp_path / "copy.gguf"
+    shutil.copy(files[2].file.path, path)
+
+    def change():
+        os.utime(path, ns=(0, 0))
+
+    return Column(*select([path], None)), change
+
+
+def test_a_file_that_is_written_to_while_it_is_scored_keeps_nothing_of_it(
+    together, files, chunks, copied, tmp_path
+):
+    """What was scored before it changed stays; restored, it is scored for the rest."""
+    column, change = copied
+    seen, before = [], column.file.path.stat().st_mtime_ns
+
+    def progress(done, total):
+        seen.append(done)
+        if len(seen) == 4:  # both have read two chunks
+            change()
+
+    with Cache(tmp_path / "scores") as cache:
+        found = score_columns([files[0], column], chunks, cache=cache, progress=progress)
+        os.utime(column.file.path, ns=(before, before))
+        again = []
+        whole = score_columns(
+            [files[0], column], chunks, cache=cache, progress=lambda done, _: again.append(done)
+        )
+
+    assert "was changed while it was scored" in found.failures[column]
+    assert 4 == len(again)  # two chunks, each read by both
+    scored.assert_same(whole.scores[column], together.scores[files[2]], ROUNDING)
+
+
+def test_a_file_that_became_another_one_is_not_scored_as_the_first(files, chunks, copied):
+    column, _ = copied
+    column.file.path.write_bytes(files[1].file.path.read_bytes())
+
+    found = score_columns([files[0], column], chunks)
+
+    assert "copy.gguf: was changed while it was scored" in found.failures[column]
+    with pytest.raises(EngineError, match="copy.gguf: was changed while it was scored"):
+        score_columns([Column(column.file, files[0].role), files[1]], chunks)
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import pytest
 
 from gemcut.errors import CheckpointError
 from tests import vocabularies
-from tests.vocabularies import change_json, edit, read
+from tests.checkpoints import edit
+from tests.vocabularies import change_json, read
 
 
 @pytest.fixture

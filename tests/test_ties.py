@@ -69,12 +69,20 @@ def files(random, *shifts, clusters=40, length=30, spread=0.05):
     ], owners
 
 
+def letters(columns, owners):
+    return tie_letters(columns, pairs(columns, owners))
+
+
+def least_seen(columns, owners):
+    return detectable_between(pairs(columns, owners), owners)
+
+
 def test_pairing_tells_apart_what_the_intervals_of_each_do_not():
     columns, owners = files(np.random.default_rng(1), 0.2, 0.0, 0.001)
     worse, best, close = (mean(each, owners) for each in columns)
     assert worse.low < best.high
 
-    assert tie_letters(columns, owners) == ["b", "a", "a"]
+    assert letters(columns, owners) == ["b", "a", "a"]
     found = {(pair.first, pair.second): pair for pair in pairs(columns, owners)}
     assert found[0, 1].difference.value == pytest.approx(best.value - worse.value)
     assert found[0, 1].difference.high < 0 and found[0, 1].apart
@@ -95,7 +103,7 @@ def test_equal_files_are_told_apart_5_times_of_100_at_most_whatever_their_number
     random, runs, wrong = np.random.default_rng(2), 200, 0
     for _ in range(runs):
         columns, owners = files(random, *[0.0] * 5, clusters=12, length=2)
-        wrong += set(tie_letters(columns, owners)) != {"a"}
+        wrong += set(letters(columns, owners)) != {"a"}
 
     assert wrong / runs <= 0.08
 
@@ -104,23 +112,23 @@ def test_files_that_are_the_same_or_apart_by_a_constant():
     values = np.arange(20.0)
     owners = np.repeat(np.arange(10), 2)
 
-    assert tie_letters([values, values], owners) == ["a", "a"]
-    assert tie_letters([values, values + 1], owners) == ["a", "b"]
+    assert letters([values, values], owners) == ["a", "a"]
+    assert letters([values, values + 1], owners) == ["a", "b"]
 
 
 def test_one_piece_of_text_tells_nothing_apart():
     values, owners = np.arange(20.0), np.zeros(20, int)
 
-    assert tie_letters([values, values + 1], owners) == ["a", "a"]
-    assert detectable_between([values, values + 1], owners) is None
+    assert letters([values, values + 1], owners) == ["a", "a"]
+    assert least_seen([values, values + 1], owners) is None
 
 
 def test_files_without_a_pair():
     values, owners = np.arange(20.0), np.arange(20)
 
-    assert tie_letters([], owners) == []
-    assert tie_letters([values], owners) == ["a"]
-    assert detectable_between([values], owners) is None
+    assert letters([], owners) == []
+    assert letters([values], owners) == ["a"]
+    assert least_seen([values], owners) is None
 
 
 @pytest.mark.parametrize("others", [0, 4])
@@ -129,7 +137,7 @@ def test_what_can_be_detected_is_told_apart_four_times_of_five(others):
     random, seen, runs = np.random.default_rng(3), 0, 150
     rest = (0.0,) * others
     columns, owners = files(random, 0.0, 0.0, *rest, clusters=60, length=1)
-    least = detectable_between(columns, owners)
+    least = least_seen(columns, owners)
     for _ in range(runs):
         first, *_ = pairs(*files(random, 0.0, least, *rest, clusters=60, length=1))
         seen += first.apart

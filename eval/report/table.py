@@ -49,10 +49,10 @@ def show(report: Report, by_domain: bool = False) -> RenderableType:
     if report.diagnosis is not None and report.diagnosis.meaningless:
         parts += [Text(printable(diagnosed(report.diagnosis)), style="bold red"), Text()]
     for comparison in report.comparisons:
-        said = (*verdict(comparison), *(f"Note: {note.rstrip('.')}." for note in comparison.notes))
-        parts += [table(comparison, by_domain), _sentences(said), Text()]
+        said = _sentences((*verdict(comparison), *_noted(comparison.notes)))
+        parts += [table(comparison, by_domain), said, Text()]
     rest = [*map(tables.tasks, report.tasks), tables.speeds(report), tables.predictions(report)]
-    return Group(*parts, _stacked(rest))
+    return Group(*parts, _stacked(rest), _sentences(_noted(report.notes)))
 
 
 def fit(grid: Grid, width: int) -> Grid:
@@ -86,7 +86,11 @@ def _stacked(grids: Iterable[Grid | None]) -> Group:
     return Group(*(part for each in shown for part in (each, Text())))
 
 
-def _sentences(found: Sequence[str]) -> Group:
+def _noted(notes: Sequence[str]) -> Iterator[str]:
+    return (f"Note: {note.rstrip('.')}." for note in notes)
+
+
+def _sentences(found: Iterable[str]) -> Group:
     return Group(*(Text(printable(sentence)) for sentence in found))
 
 

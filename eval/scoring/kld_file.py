@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemcut.errors import OutputError, TextError
-from gemcut.eval.scoring.packed import pack, row_words, unpack
+from gemcut.eval.scoring.packed import LARGEST, pack, row_words, unpack
 from gemcut.eval.texts.chunks import Chunk, Part, Tokens, half_scored, scored
 from gemcut.outputs import completed
 from gemcut.score import Logits
@@ -91,7 +91,8 @@ class KldFile:
         scales = np.ascontiguousarray(rows[:, :4]).view("<f4")
         steps, least = scales.T
         # The least of several probabilities is below 1; where zeros are left of a row it is not.
-        if not (np.isfinite(scales).all() and (steps >= 0).all() and (least < 0).all()):
+        sane = (steps >= 0) & (steps <= LARGEST) & (least < 0)
+        if not (np.isfinite(scales).all() and sane.all()):
             raise TextError(f"{self.path}: chunk {chunk + 1} is damaged: save it anew")
         return unpack(rows, self.n_vocab, out, threads)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gemcut.errors import EngineError
+from gemcut.eval.files import CHANGED
 from gemcut.eval.scoring.cache import Cache
 from gemcut.eval.scoring.column import Column
 from gemcut.eval.scoring.scorer import Scorer, Source
@@ -121,9 +122,9 @@ class Lockstep:
     def _keep_base(self, number: int, part: Part, logits: Logits, scores: Scores) -> None:
         """Keep what the reference's logits follow from, if others will need them.
 
-        Raises EngineError if they are not finite.
+        Raises EngineError if they make no sense.
         """
-        if trouble := self._trouble(number, scores):
+        if trouble := self._trouble(number, self.source, scores):
             reference, base = self.work.reference, self.work.base
             raise EngineError(f"{reference.name if reference else base and base.path}: {trouble}")
         if isinstance(self.source, Scorer):
@@ -131,13 +132,16 @@ class Lockstep:
 
     def _keep(self, number: int, scorer: Scorer, scores: Scores, working: list[Scorer]) -> None:
         """Keep the scores of a column, unless they make no sense: then it has failed."""
-        if trouble := self._trouble(number, scores):
+        if trouble := self._trouble(number, scorer, scores):
             self.report(Failed(scorer.column, trouble))
             working.remove(scorer)
         else:
             self.cache.put(self.work.key(scorer.column), self.work.chunks[number], scores)
 
-    def _trouble(self, number: int, scores: Scores) -> str:
+    def _trouble(self, number: int, source: Source | None, scores: Scores) -> str:
+        """Why scores out of some logits must not be kept, if so."""
+        if isinstance(source, Scorer) and source.changed:
+            return CHANGED
         count, where = len(scores.nll), f"chunk {number + 1} of {len(self.work.chunks)}"
         if bad := broken(scores):
             what = f"{bad} of {count} scored tokens have logits that are not finite"

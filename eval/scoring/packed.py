@@ -16,6 +16,7 @@ Packed = NDArray[np.uint16]
 
 _HEAD = 4  # uint16 before the numbers
 _STEPS = 65535
+LARGEST = np.finfo(np.float32).max / _STEPS  # step, whose multiples are numbers
 _LEAST = np.finfo(np.float32).tiny  # of a step: one over less is infinite
 _BLOCK = 1 << 17  # numbers at once: larger blocks leave the caches of a small machine
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gemcut.engine import ModelOptions, default_threads
+from gemcut.cores import default_threads
+from gemcut.engine import ModelOptions
 from gemcut.errors import OutputError
 from gemcut.eval.scoring.column import Column
 from gemcut.eval.scoring.kld_file import WANTED, file_bytes, saved_tokens, writing

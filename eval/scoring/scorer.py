@@ -6,6 +6,7 @@ from typing import Protocol
 
 from gemcut.closing import Closing
 from gemcut.engine import ContextOptions, ModelOptions
+from gemcut.eval.files import check_same, state
 from gemcut.eval.scoring.column import Column
 from gemcut.eval.scoring.store import StoredReference
 from gemcut.eval.texts.chunks import Part
@@ -28,12 +29,17 @@ class Scorer:
     """A column with its context; `Models` makes it.
 
     seconds: of the last chunk; None if it was not timed, because a store looked on.
+
+    Raises:
+        EngineError: the file is another one by now than was described; or llama.cpp refuses.
     """
 
     cutoff = None  # these are logits
 
     def __init__(self, column: Column, model: Model, options: ContextOptions) -> None:
         self.column, self._model, self._options = column, model, options
+        self._state = state(column.file.path)
+        check_same(column.file)
         self._context = Context(model, options)
         self._store: StoredReference | None = None
         self.seconds: float | None = None
@@ -42,6 +48,11 @@ class Scorer:
     def n_vocab(self) -> int:
         """The length of a row of logits."""
         return self._context.n_vocab
+
+    @property
+    def changed(self) -> bool:
+        """Whether its file was written to, or replaced, since it was loaded."""
+        return state(self.column.file.path) != self._state
 
     def logits(self, part: Part) -> Logits:
         """Logits of the scored positions: [n_scored, n_vocab], valid until the next call.

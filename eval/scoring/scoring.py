@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from gemcut.engine import ModelOptions, default_threads
+from gemcut.cores import default_threads
+from gemcut.engine import ModelOptions
 from gemcut.errors import EngineError
 from gemcut.eval.scoring.cache import NAME, Cache
 from gemcut.eval.scoring.column import Column

@@ -57,30 +57,32 @@ def pairs(columns: Sequence[Values], owners: Clusters) -> list[Pair]:
     return [Pair(*ij, d, p) for ij, d, p in zip(chosen, differences, p_values, strict=True)]
 
 
-def tie_letters(columns: Sequence[Values], owners: Clusters) -> list[str]:
+def tie_letters(columns: Sequence[Values], found: Sequence[Pair]) -> list[str]:
     """Letters for every column; those that share one cannot be told apart.
 
     The column with the least mean has an "a".
+
+    Args:
+        found: the columns' `pairs`.
     """
     ranked = sorted(range(len(columns)), key=lambda i: float(columns[i].mean()))
     rank = {column: place for place, column in enumerate(ranked)}
-    apart = [(rank[p.first], rank[p.second]) for p in pairs(columns, owners) if p.apart]
+    apart = [(rank[p.first], rank[p.second]) for p in found if p.apart]
     letters = compact_letters(len(columns), apart)
     return [letters[rank[column]] for column in range(len(columns))]
 
 
-def detectable_between(columns: Sequence[Values], owners: Clusters) -> float | None:
+def detectable_between(found: Sequence[Pair], owners: Clusters) -> float | None:
     """The difference of two means that this text would show in 4 of 5 cases, of a median pair.
 
     It is that of the pair that is tested first, which all pairs make stricter: with six files of
     few clusters twice that of two. None where there is no pair, or one cluster.
     """
-    sums, sizes = totals(columns, owners)
-    if len(columns) < 2 or len(sizes) < 2:
+    n_clusters = len(np.unique(owners))
+    if not found or n_clusters < 2:
         return None
-    apart = np.array([b - a for a, b in combinations(sums, 2)])
-    error = median(each.error for each in estimates(apart, sizes))
-    return detectable(error, len(sizes), n_tests=len(apart))
+    error = median(pair.difference.error for pair in found)
+    return detectable(error, n_clusters, n_tests=len(found))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 from typing import Self
 
+from gemcut import artefact
 from gemcut.errors import TextError
 
 MOST_BYTES = 1 << 30  # that are read: a text of 2 GiB llama.cpp would not take
-_PIECE = 1 << 20
 
 # (role, what is said), as in OpenAI's API: system, user, assistant.
 Turn = tuple[str, str]
@@ -84,9 +82,7 @@ def read_bytes(path: Path, most: int | None = None, what: str = "text") -> bytes
     """
     most = MOST_BYTES if most is None else most
     try:
-        with open(path, "rb") as file:
-            pieces = iter(partial(file.read, _PIECE), b"")  # at once it would take all memory first
-            data = b"".join(islice(pieces, most // _PIECE + 1))
+        data = artefact.read_bytes(path, most)
     except OSError as error:
         raise TextError(f"{path}: cannot read this {what}: {error.strerror}") from error
     if len(data) > most:

@@ -1,6 +1,6 @@
 """Finished files compared: what the cut cost, in quality, memory and speed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +15,7 @@ from gemcut.errors import EngineError, GemcutError, UsageError
 from gemcut.eval.compare import columns_of, compare_selected, compare_with_base
 from gemcut.eval.comparison import Anatomy, Comparison, Report
 from gemcut.eval.dissect import dissect
-from gemcut.eval.files import File, select
+from gemcut.eval.files import File, is_same, select
 from gemcut.eval.scope import Means, Progress, Scope, Tell
 from gemcut.eval.scoring.cache import NAME, Cache
 from gemcut.eval.scoring.column import Column
@@ -155,10 +155,17 @@ def _evaluated(said: _Said, means: Means) -> Report:
     return Report(
         tuple(comparisons),
         anatomies,
-        _tasks(sound, has_reference, extras, means),
+        _tasks(sound, has_reference and chosen[0] in sound, extras, means),
         diagnosis,
-        notes=tuple(filter(None, notes)),
+        notes=(*filter(None, notes), *_changed(sound)),
     )
+
+
+def _changed(files: Sequence[File]) -> Iterator[str]:
+    """Which files are others by now: what was found after scoring, as speed, may be of these."""
+    for file in files:
+        if not is_same(file):
+            yield f"{file.name}: was changed meanwhile: not all of this is of one file; run again"
 
 
 def _check(extras: Extras, scope: Scope) -> None:

@@ -2,13 +2,14 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
-from gemcut.api.base import counted, finest, source_gguf
+from gemcut.api.base import StageProgress, counted, finest, source_gguf
 from gemcut.api.cutting import FLOAT_TYPES, Target, make_plan, planned_size, quantize_model
 from gemcut.api.sources import Source, model_of
 from gemcut.api.words import Where, path_of
@@ -24,8 +25,6 @@ from gemcut.quantize.writer import Tell, carrying
 from gemcut.sizes import format_size, parse_size
 
 _MOST = 32  # levels: each is a whole file
-
-StageProgress = Callable[[str, int, int], None]  # told (what, done, in all)
 
 
 @dataclass(frozen=True)
@@ -122,20 +121,17 @@ class _Builder:
 
     def build(self, name: str, plan: Plan) -> None:
         """Write one file, unless it is there from before."""
-        path, stage = self.artefacts.path(name), None
         if self._is_there(name, plan):
             self._say(f"{name}: there already")
             return
-        if progress := self.progress:
-            stage = counted(lambda done, total: progress(name, done, total), self.model.weights)
-        target = Target(plan=plan)
+        stage = partial(self.progress, name) if self.progress else None
         quantize_model(
             self.model,
-            path,
-            target,
+            self.artefacts.path(name),
+            Target(plan=plan),
             self.importance,
             threads=self.threads,
-            progress=stage,
+            progress=counted(stage, self.model.weights),
             tell=self.tell,
         )
         self.artefacts.keep(name, self._key(plan))

@@ -160,7 +160,7 @@ def _swept(
         api.swept(
             model,
             levels,
-            _folder(said["keep"] or Path()),
+            said["keep"] or Path(),
             bool(said["keep"]),
             said["reference"],
             said["imatrix"],
@@ -209,14 +209,6 @@ def _caches(keys: str | None, values: str | None) -> tuple[tuple[str, str], ...]
     if len(k) != len(v):
         raise UsageError(f"{len(k)} types of keys, {len(v)} of values: wanted as many, or one")
     return tuple(zip(k, v, strict=True)) if keys or values else ()
-
-
-def _folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot make this folder: {error.strerror}") from error
-    return path
 
 
 def _write(report: "Report", folder: Path) -> None:
