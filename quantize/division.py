@@ -14,7 +14,7 @@ from gemcut.convert.model import Model
 from gemcut.quantize.forecast import Forecast, fitted, forecast, speeds
 from gemcut.quantize.group_weights import Work
 from gemcut.quantize.groups import groupings
-from gemcut.quantize.local_error import Sampling, Subject, subject
+from gemcut.quantize.subject import Sampling, Subject, subject
 
 _IMPORTANCE = 1 / 4
 CHUNKS = (16, 8, 4)  # that may be probed on; fewer have no error bar to speak of

@@ -13,7 +13,7 @@ import numpy as np
 
 from gemcut import ggml
 from gemcut.errors import UsageError
-from gemcut.quantize.local_error import Sampling, Subject
+from gemcut.quantize.subject import Sampling, Subject
 from gemcut.tensor_sensitivity import Candidate
 
 Speeds = Mapping[str, float]  # type to weights per second, through the type and back

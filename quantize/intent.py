@@ -13,6 +13,7 @@ What is not said is None: it is up to the machine, or to the planner.
 
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,9 +120,8 @@ def overriding(first: Said, then: Said) -> dict[str, Any]:
 
 
 def _size(raw: Any, name: str) -> int:
-    if type(raw) is int and raw >= 0:
-        return raw
-    return int(_said(parse_size, raw, name))
+    text = str(raw) if type(raw) is int and raw >= 0 else raw
+    return int(_said(parse_size, text, name))
 
 
 def _positive(raw: Any, name: str) -> int:
@@ -158,9 +158,10 @@ def _within(raw: Any, name: str, most: int) -> int:
 
 
 def _number(raw: Any, name: str) -> float:
-    if type(raw) not in (int, float):
-        raise UsageError(f"{name} is {raw!r:.40}: wanted a number")
-    return float(raw)
+    if type(raw) in (int, float):
+        with suppress(OverflowError):  # a file's whole number may have any number of digits
+            return float(raw)
+    raise UsageError(f"{name} is {raw!r:.40}: wanted a number")
 
 
 def _word(raw: Any, name: str) -> str:

@@ -6,7 +6,7 @@ tensor, and for the candidates whose standard error is too large a second one, a
 says is needed.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -16,11 +16,11 @@ import numpy.typing as npt
 from gemcut import ggml
 from gemcut.convert.model import Tensor
 from gemcut.errors import GemcutError
-from gemcut.quantize.candidates import measured, paddable
-from gemcut.quantize.sample import Doubles, Numbers, Strata
+from gemcut.quantize.sample import Doubles, Numbers
 from gemcut.quantize.statistics import evened
+from gemcut.quantize.subject import Sampling, Subject, rounded
 from gemcut.quantize.tiles import encode_rows
-from gemcut.tensor_sensitivity import PARTS, Candidate, LocalError
+from gemcut.tensor_sensitivity import Candidate, LocalError
 
 # How far an expert's energy, relative to that of its rows, says what its error costs. In the last
 # blocks it does so nearly in proportion, in the first ones a row of any expert costs the same: an
@@ -28,61 +28,6 @@ from gemcut.tensor_sensitivity import PARTS, Candidate, LocalError
 # types that lose more than predicted: of seven files of three trained models, with ratios of 0.35
 # to 0.70 predicted to types per tensor, 0.39 to 0.81 were measured.
 _BY_ENERGY = 0.75
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How much is measured."""
-
-    rows: int = 512  # the most of a tensor, though every expert gives two of each part
-    first: int = 32  # rows of the first sample
-    target: float = 0.03  # relative standard error at which no more are drawn
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A tensor to measure, its candidates, and what its columns and experts count for.
-
-    importance: float32 [matrices, columns], or None: all alike.
-    mass: float64 [matrices], what each expert's error counts for; sums to 1.
-    routed: of a stack of experts, each one's share of the rows that the router sent.
-    """
-
-    tensor: Tensor
-    candidates: tuple[Candidate, ...]
-    importance: ggml.Floats | None
-    mass: Doubles
-    routed: tuple[float, ...] = ()
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The parts that could be written as tensors of their own."""
-        return PARTS if ".ffn_gate_up_exps" in self.tensor.name else ()
-
-    @property
-    def strata(self) -> Strata:
-        """Every expert's rows, and of a fused tensor every part's."""
-        count = max(1, len(self.parts))
-        height = self.tensor.rows // self.tensor.matrices // count
-        return Strata(height, np.repeat(self.mass, count) / count)
-
-    @property
-    def is_stored(self) -> bool:
-        """Whether the source holds rows as they would be written in its own type."""
-        return self.tensor.raw(0, 1) is not None
-
-    def first(self, sampling: Sampling) -> int:
-        """Rows of the first sample."""
-        return min(max(sampling.first, self.strata.least), self.most(sampling))
-
-    def most(self, sampling: Sampling) -> int:
-        """Rows of the largest sample."""
-        return max(sampling.rows, self.strata.least)
-
-    def width(self, candidate: Candidate) -> int:
-        """Length of the rows that the candidate writes."""
-        return candidate.padded_to or self.tensor.columns
 
 
 @dataclass(frozen=True)
@@ -98,25 +43,6 @@ class Measured:
     errors: Mapping[str, Mapping[str, LocalError]]
     lattice: float
     experts: tuple[float, ...]
-
-
-def subject(
-    tensor: Tensor,
-    importance: ggml.Floats | None,
-    mass: Doubles,
-    types: Collection[str] | None = None,
-    routed: Doubles | None = None,
-) -> Subject:
-    """A tensor with its candidates; `types` names the only ones wanted.
-
-    Args:
-        routed: [matrices], each expert's share of rows, if the tensor is a stack of experts.
-    """
-    pads = paddable(tensor.name)
-    found = measured(tensor.columns, tensor.source_type, importance is not None, pads)
-    wanted = (each for each in found if types is None or each.type.name in types)
-    shares = () if routed is None else _rounded(routed)
-    return Subject(tensor, tuple(wanted), importance, mass, shares)
 
 
 def local_errors(subject: Subject, sampling: Sampling) -> Measured:
@@ -194,12 +120,7 @@ def _experts(subject: Subject, strata: Numbers, energies: Doubles) -> tuple[floa
     parts = subject.strata.shares(strata, energies).reshape(subject.tensor.matrices, -1)
     rows = evened(np.array(subject.routed))
     shares = parts.sum(axis=1) ** _BY_ENERGY * rows ** (1 - _BY_ENERGY)
-    return _rounded(shares / shares.sum())
-
-
-def _rounded(shares: Doubles) -> tuple[float, ...]:
-    """To four digits: more would be noise, of many experts."""
-    return tuple(float(f"{share:.4g}") for share in shares)
+    return rounded(shares / shares.sum())
 
 
 def _enough(size: int, found: LocalError, target: float, most: int) -> int:

@@ -15,11 +15,11 @@ from gemcut.quantize.forecast import Forecast, Speeds, fitted, forecast, speeds
 from gemcut.quantize.groups import Groups, group_tensors
 from gemcut.quantize.identity import VERSION, Key, digest, fingerprint, text_digest
 from gemcut.quantize.importance import importance_for
-from gemcut.quantize.local_error import Sampling, Subject
 from gemcut.quantize.priors import prior_weights
 from gemcut.quantize.probe import Probe, Probing, check_probe, open_probe
 from gemcut.quantize.reweigh import probe_sensitivity
 from gemcut.quantize.statistics import Statistics
+from gemcut.quantize.subject import Sampling, Subject
 from gemcut.quantize.tensor_errors import Progress, measure_tensors, subjects
 from gemcut.quantize.unfinished import Unfinished
 from gemcut.roles import role_of

@@ -1,11 +1,11 @@
-"""What may become of every tensor: the options that the program chooses from, with their prices.
+"""What may become of every tensor: the options that the program chooses from.
 
 An option is a type that the row allows, within the limits of the request, with the bytes that it
-takes, what its error costs, and the seconds that it takes for a token at each place. Padding,
-writing a fused tensor in parts, and a type for every expert are options like any other.
+takes and their price (`pricing`). Padding, writing a fused tensor in parts, and a type for every
+expert are options like any other.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 from gemcut import ggml
@@ -15,12 +15,12 @@ from gemcut.profile import HOST
 from gemcut.quantize import widths
 from gemcut.quantize.choices import Choices, Way
 from gemcut.quantize.mixtures import mixed
+from gemcut.quantize.pricing import Pricing
 from gemcut.quantize.request import Request, Rule, rules_of
 from gemcut.quantize.widths import Padding, paddings, splits
 from gemcut.roles import Role, role_of
 from gemcut.runtime.memory.tensors import Placed, block_of, is_routed, layer_of
 from gemcut.runtime.placement.problem import Item, Option
-from gemcut.sensitivity import Sensitivity
 from gemcut.tensor_sensitivity import PARTS
 
 # Smallest bits per weight of (experts, everything else). The default range is what suits a mixture
@@ -31,9 +31,6 @@ LIMITS = (2.0, 4.25)
 _NEVER = ("iq1_s", "iq1_m")  # unless asked for
 _SUPER_BLOCK = 256
 
-Seconds = Callable[[str, float], tuple[float, ...]]  # of active bytes in a type, at each place
-Reading = Callable[[Placed], float]  # seconds by which prompts take longer with types per expert
-
 
 class Builder:
     """Makes the choices of a model for a request."""
@@ -41,12 +38,9 @@ class Builder:
     def __init__(
         self,
         model: Model,
-        sensitivity: Sensitivity,
         request: Request,
         weighted: Collection[str],
-        shares: Mapping[str, float],
-        seconds: Seconds,
-        reading: Reading,
+        pricing: Pricing,
         places: tuple[str, ...],
         roams: bool = True,
     ) -> None:
@@ -54,13 +48,11 @@ class Builder:
 
         Args:
             weighted: the tensors that there is importance for.
-            shares: of each tensor's bytes, what a token reads.
             places: what they are called, in the order of the program.
             roams: whether experts may be on the host while their block is on a card.
         """
-        self.model, self.sensitivity, self.request = model, sensitivity, request
-        self.weighted, self.shares = weighted, shares
-        self.seconds, self.reading = seconds, reading
+        self.model, self.request, self.weighted = model, request, weighted
+        self.pricing, self.measured = pricing, pricing.sensitivity.tensors
         self.places, self.roams = places, roams
         self.paddings = {
             tensor: (name, padding)
@@ -68,11 +60,10 @@ class Builder:
             if padding.width % _SUPER_BLOCK and not request.plain
             for tensor in padding.tensors
         }
-        known = sensitivity.tensors
         self.fused = {
             name: parts
             for name, parts in splits(model).items()
-            if all(f"{name}#{part}" in known for part in PARTS) and not request.plain
+            if all(f"{name}#{part}" in self.measured for part in PARTS) and not request.plain
         }
         names = [tensor.name for tensor in model.tensors]
         apart = {part: name for name, parts in self.fused.items() for part in parts}
@@ -124,8 +115,10 @@ class Builder:
         width = self.paddings.get(tensor.name)
         padding = width[1] if width else None
         ways = self._ways(tensor, name, key, padding)
-        found = [(way, self._option(tensor, way, share, padding)) for way in ways]
-        if mixing and self.request.per_expert and self._runs(tensor.name):
+        found = [
+            (way, self.pricing.option(way, _size(tensor, way, share, padding))) for way in ways
+        ]
+        if mixing and self.request.per_expert and self.pricing.runs(tensor.name):
             found += self._mixtures(tensor, key, found, share)
         self.ways |= {(name, option.name, option.padded): way for way, option in found}
         is_lookup = role_of(name).is_lookup
@@ -175,10 +168,10 @@ class Builder:
 
     def _candidates(self, tensor: Tensor, key: str, padding: Padding | None) -> Iterator[Way]:
         """All that was measured and can be written."""
-        if key not in self.sensitivity.tensors:
+        if key not in self.measured:
             raise SensitivityError(f"{key} was not measured: another model's sensitivity?")
         floor = DEFAULT_RANGE[not role_of(tensor.name).is_expert]
-        for name, error in self.sensitivity.tensors[key].errors.items():
+        for name, error in self.measured[key].errors.items():
             kind = ggml.type_named(name.partition("@")[0])
             if ggml.needs_importance(kind) and tensor.name not in self.weighted:
                 continue
@@ -204,24 +197,11 @@ class Builder:
             return ways
         return _within_limits(ways, role_of(tensor.name)) or ways
 
-    def _option(self, tensor: Tensor, way: Way, share: int, padding: Padding | None) -> Option:
-        kind = ggml.type_named(way.type)
-        rows, columns = tensor.rows // share, tensor.columns
-        if way.padded_to and padding:
-            columns = _columns(tensor, padding)
-            if columns == tensor.columns:  # gate and up grow by rows
-                rows = rows // widths.width(tensor) * way.padded_to
-        size = rows * kind.row_bytes(columns)
-        active = size * self.shares[tensor.name]
-        return Option(
-            kind.name, size, self._loss(way), self.seconds(kind.name, active), bool(way.padded_to)
-        )
-
     def _mixtures(
         self, tensor: Tensor, key: str, found: Sequence[tuple[Way, Option]], share: int
     ) -> Iterator[tuple[Way, Option]]:
         """A type for every expert, among what is padded or what is not."""
-        known = self.sensitivity.tensors.get(key)
+        known = self.measured.get(key)
         if known is None or not known.experts:
             return
         if len(known.experts) != tensor.matrices:
@@ -231,22 +211,22 @@ class Builder:
             for way, option in mixed(known, alike, DEFAULT_RANGE[0]):
                 weights = tensor.weights // share
                 whole = Placed(tensor.name, way.type, option.size, weights, HOST)
-                yield way, replace(option, reading=self.reading(whole))
-
-    def _loss(self, way: Way) -> float:
-        if way.key is None or way.error is None or not self._runs(way.tensor):
-            return 0.0
-        weight = self.sensitivity.groups[self.sensitivity.tensors[way.key].group]
-        return weight.weight * way.error.mean
-
-    def _runs(self, name: str) -> bool:
-        """Whether the model computes with it: blocks that only draft tokens do not count."""
-        return self.shares[name] > 0 or role_of(name).is_lookup
+                yield way, replace(option, reading=self.pricing.reading(whole))
 
 
 def _within_limits(ways: list[Way], role: Role) -> list[Way]:
     least = LIMITS[not role.is_expert]
     return [w for w in ways if w.type not in _NEVER and ggml.type_named(w.type).bpw >= least]
+
+
+def _size(tensor: Tensor, way: Way, share: int, padding: Padding | None) -> int:
+    """Bytes of one of the `share` parts of a tensor."""
+    rows, columns = tensor.rows // share, tensor.columns
+    if way.padded_to and padding:
+        columns = _columns(tensor, padding)
+        if columns == tensor.columns:  # gate and up grow by rows
+            rows = rows // widths.width(tensor) * way.padded_to
+    return rows * ggml.type_named(way.type).row_bytes(columns)
 
 
 def _is(place: str, device: str) -> bool:

@@ -1,34 +1,21 @@
-"""What planning comes to: points, each a choice of types and places, and the plan of one.
+"""What a plan is made from, and what comes of it: points, each a choice of types and places."""
 
-Predictions stand here: what a choice is expected to lose, and how fast it would run.
-"""
-
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
-from importlib.metadata import version
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from gemcut.convert.model import Model
 from gemcut.engine import ContextOptions
 from gemcut.gguf_file import Value
-from gemcut.plan import Entry, Plan
+from gemcut.plan import Plan
 from gemcut.profile import Profile
-from gemcut.quantize.choices import Choices, Way
-from gemcut.quantize.identity import fingerprint, model_key, sensitivity_digest
-from gemcut.quantize.mixtures import by_type
 from gemcut.quantize.request import Request
 from gemcut.quantize.rescale import Rescale
 from gemcut.quantize.statistics import Statistics
 from gemcut.quantize.worth import Worth
-from gemcut.roles import role_of
-from gemcut.runtime.memory.ledger import Fixed, ledger
-from gemcut.runtime.memory.tensors import Placed
-from gemcut.runtime.placement.problem import Chosen, Solution
+from gemcut.runtime.placement.candidates import Loading
 from gemcut.runtime.placement.workload import CHAT
-from gemcut.runtime.speed.throughput import decode_speed, prefill_speed
 from gemcut.sensitivity import Sensitivity
-from gemcut.tensor_sensitivity import LocalError
 
 Describe = Callable[[Plan], Mapping[str, Value]]
 
@@ -55,7 +42,7 @@ class Point:
         """Seconds that a typical request takes (`CHAT`); None: no machine is planned for."""
         if not (self.decode and self.prefill):
             return None
-        return CHAT.prompt / self.prefill + CHAT.answer / self.decode
+        return CHAT.seconds(self.prefill, self.decode)
 
 
 @dataclass(frozen=True)
@@ -76,6 +63,7 @@ class Outcome:
     gains: tuple[Gain, ...] = ()
     notes: tuple[str, ...] = ()
     worth: Worth | None = None  # of types per expert, if they were asked for
+    loading: Loading | None = None  # how weights lie on the host in a run; None: no machine
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome as JSON knows it."""
@@ -110,161 +98,11 @@ class Task:
     rescale: Rescale = Rescale()
     imatrix: str | None = None  # digest of the importance
     statistics: Statistics | None = None  # of the importance
+    loading: Loading | None = None  # how weights lie that speeds are of; None: as in the file
 
-
-@dataclass(frozen=True)
-class Reporter:
-    """Says what solutions of one task come to.
-
-    shares: of each of the source's tensors, what a token reads. needs: what a context takes, if a
-    machine is planned for.
-    """
-
-    task: Task
-    sensitivity: Sensitivity  # measured, or believed
-    choices: Choices
-    shares: Mapping[str, float]
-    places: tuple[str, ...]
-    needs: Fixed | None
-
-    def point(self, solution: Solution, label: str) -> Point:
-        """What a solution comes to."""
-        ways = self._ways(solution)
-        decode = prefill = None
-        if self.task.machine and self.needs:
-            planned, shares = (self.task.machine, self.needs), self._shares(ways)
-            decode = decode_speed(*planned, self._placed(solution, read=True), shares).per_second
-            prefill = prefill_speed(*planned, self._placed(solution), shares).per_second
-        return Point(
-            label,
-            solution.size,
-            8 * solution.size / self.task.model.weights,
-            self.task.rescale.expected(solution.loss),
-            self.task.rescale.scale * self._doubt(ways.values()),
-            decode,
-            prefill,
-            sum(solution.held[1:]),
-            solution.held[0],
-            sum(way.below for way in ways.values()),
-            gap=solution.gap,
-        )
-
-    def _shares(self, ways: Mapping[str, Way]) -> dict[str, float]:
-        return {name: self.shares[way.tensor] for name, way in ways.items()}
-
-    def _ways(self, solution: Solution) -> dict[str, Way]:
-        return {
-            name: self.choices.way(name, chosen.option) for name, chosen in solution.chosen.items()
-        }
-
-    def _doubt(self, ways: Iterable[Way]) -> float:
-        """Standard error of a predicted loss: see `Sensitivity.predict`."""
-        errors: dict[str, list[LocalError]] = {}
-        for way in ways:
-            if way.key and way.error:
-                group = self.sensitivity.tensors[way.key].group
-                errors.setdefault(group, []).append(way.error)
-        return self.sensitivity.total(errors)[1]
-
-    def _placed(self, solution: Solution, read: bool = False) -> list[Placed]:
-        """The tensors of the file; `read`: bytes of experts in each type as tokens read them."""
-        copied = {item.name for item in self.choices.items if item.copied}
-        found = []
-        for name, chosen in solution.chosen.items():
-            way, size = self.choices.way(name, chosen.option), chosen.option.size
-            routed = self.sensitivity.tensors[way.key].routed if read and way.key else ()
-            found.append(
-                Placed(
-                    name,
-                    way.type,
-                    size,
-                    self._weights[name],
-                    self.places[chosen.place],
-                    name in copied and chosen.place > 0,
-                    kinds=by_type(way, size, routed) if way.experts else (),
-                )
-            )
-        return found
-
-    @cached_property
-    def _weights(self) -> dict[str, int]:
-        """Weights of every tensor that may be written."""
-        counts = {tensor.name: tensor.weights for tensor in self.task.model.tensors}
-        for name, parts in self.choices.fused.items():
-            counts |= dict.fromkeys(parts, counts[name] // len(parts))
-        return counts
-
-    def plan(self, solution: Solution, worth: Worth | None = None) -> Plan:
-        """The plan of a solution, with its ledger and predictions, and what mixtures are worth."""
-        task, ways = self.task, self._ways(solution)
-        entries = {
-            name: self._entry(name, chosen, ways[name]) for name, chosen in solution.chosen.items()
-        }
-        label = task.request.preference
-        point, context = self.point(solution, label), task.context
-        plan = Plan(
-            task.model.architecture,
-            task.model.weights,
-            solution.size,
-            task.request.to_dict(),
-            {
-                "name": f"HiGHS {version('highspy')}",
-                "gap": float(f"{solution.gap:.2g}"),
-                "aim": label,
-            },
-            entries,
-            self._sources,
-            predicted=self._predicted(point, solution, worth),
-        )
-        if not (self.task.machine and self.needs):
-            return plan
-        names = ("n_ctx", "n_seq", "n_ubatch", "type_k", "type_v")
-        return replace(
-            plan,
-            context={name: getattr(context, name) for name in names},
-            machine=self.task.machine.to_dict(),
-            ledger=ledger(self.task.machine, self.needs, self._placed(solution), _role),
-        )
-
-    @cached_property
-    def _sources(self) -> dict[str, str | None]:
-        model, given = self.task.model, self.task.sensitivity
-        return {
-            "model": fingerprint(model) if model.files else model_key(model),
-            "imatrix": self.task.imatrix,
-            "sensitivity": None if given is None else sensitivity_digest(given),
-        }
-
-    def _entry(self, name: str, chosen: Chosen, way: Way) -> Entry:
-        return Entry(
-            way.type,
-            self.places[chosen.place] or None,
-            way.padded_to,
-            way.tensor != name,
-            way.experts or None,
-            error=_rounded(way.error.mean) if way.error and self.task.sensitivity else None,
-        )
-
-    def _predicted(self, point: Point, solution: Solution, worth: Worth | None) -> dict[str, Any]:
-        probed = any(group.source == "probe" for group in self.sensitivity.groups.values())
-        said = {
-            "kld": _rounded(solution.loss),
-            "kld_expected": _rounded(point.kld),
-            "kld_se": _rounded(point.kld_se),
-            "kld_by": "probe" if probed else "prior",
-        }
-        if worth and worth.enough and worth.without is not None:
-            said["kld_without_experts"] = _rounded(worth.without)
-        if self.task.machine is None:
-            return said
-        speeds = {"decode": _rounded(point.decode), "prefill": _rounded(point.prefill)}
-        return said | speeds | {"speed_doubt": self.task.machine.doubt}
-
-
-def _role(name: str) -> str:
-    return role_of(name).name
-
-
-def _rounded(value: float | None) -> float | None:
-    """To five digits: more would be noise, and make files differ that say the same."""
-    return None if value is None else float(f"{value:.5g}")
+    @property
+    def priced(self) -> Profile | None:
+        """The machine with the speeds of weights that lie so."""
+        if self.machine is None or self.loading is None:
+            return self.machine
+        return self.loading.priced(self.machine)

@@ -1,16 +1,33 @@
 """The planner: from what was measured, what is asked for and what the machine has, to a plan."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from gemcut.errors import BudgetError
 from gemcut.quantize.checks import check_sensitivity
 from gemcut.quantize.frontier import with_alternatives
+from gemcut.quantize.layouts import layouts
 from gemcut.quantize.outcome import Outcome, Task
 from gemcut.quantize.search import Search
 from gemcut.quantize.worth import Worth
 from gemcut.runtime.placement.problem import HOST, LOSS, Aim, Solution
 
 _EMBEDDING = "token_embd.weight"
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What was chosen, and the aim that it minimises."""
+
+    search: Search
+    solution: Solution
+    aim: Aim
+    worth: Worth | None = None
+
+    def cost(self, aim: Aim) -> float:
+        """What it comes to by another choice's aim."""
+        found = self.solution
+        seconds = found.seconds + found.reading
+        return aim.loss * found.loss + aim.seconds * seconds + aim.size * found.size
 
 
 def plan_model(task: Task, alternatives: bool = True) -> Outcome:
@@ -26,16 +43,36 @@ def plan_model(task: Task, alternatives: bool = True) -> Outcome:
         EngineError: the solver failed.
     """
     notes = check_sensitivity(task)
-    search, solution, aim, worth = _chosen(task)
+    best = _best(task)
+    search, solution = best.search, best.solution
     chosen = search.report.point(solution, task.request.preference)
-    plan = search.report.plan(solution, worth)
+    plan = search.report.plan(solution, best.worth)
     notes = (*notes, *_pulled(search), *_hostless(task, search))
-    outcome = Outcome(plan, chosen, notes=notes, worth=worth)
-    return with_alternatives(search, outcome, solution, aim) if alternatives else outcome
+    outcome = Outcome(plan, chosen, notes=notes, worth=best.worth, loading=search.task.loading)
+    return with_alternatives(search, outcome, solution, best.aim) if alternatives else outcome
 
 
-def _chosen(task: Task) -> tuple[Search, Solution, Aim, Worth | None]:
-    """The best choice and its aim; with types per expert, if they are asked for and worth it."""
+def _best(task: Task) -> _Choice:
+    """The best choice, priced with weights that lie on the host as a run of its file has them lie.
+
+    A limit that only a layout keeps which no run would take is not kept.
+    """
+    found: list[_Choice] = []
+    refused: list[BudgetError] = []
+    for loading in layouts(task.machine) if task.machine else [None]:
+        try:
+            found.append(_chosen(replace(task, loading=loading)))
+        except BudgetError as error:
+            refused.append(error)
+    own = [each for each in found if each.search.is_run(each.solution)]
+    if refused and not own:
+        raise refused[0]
+    choices = own or found
+    return min(choices, key=lambda each: each.cost(choices[0].aim))
+
+
+def _chosen(task: Task) -> _Choice:
+    """The best choice; with types per expert, if they are asked for and worth it."""
     search, expected = Search(_stock(task)), task.rescale.expected
     try:
         solution, aim = search.choose()
@@ -44,16 +81,16 @@ def _chosen(task: Task) -> tuple[Search, Solution, Aim, Worth | None]:
             raise
         mixing = Search(task)
         mixed, aim = mixing.choose()
-        return mixing, mixed, aim, Worth(expected(mixed.loss), None)
+        return _Choice(mixing, mixed, aim, Worth(expected(mixed.loss), None))
     if not task.request.per_expert or search.all_on_cards:
-        return search, solution, aim, None
+        return _Choice(search, solution, aim)
     mixing, price = Search(task, solution), search.mixing_price(solution)
     mixing_aim = mixing.priced(price) if aim == LOSS else aim
     mixed = mixing.chosen(mixing_aim) or solution
     worth = _worth(search, solution, mixing, mixed, price)
     if worth.enough:
-        return mixing, mixed, mixing_aim, worth
-    return search, solution, aim, worth
+        return _Choice(mixing, mixed, mixing_aim, worth)
+    return _Choice(search, solution, aim, worth)
 
 
 def _worth(

@@ -17,7 +17,8 @@ from gemcut import ggml, llama
 from gemcut.closing import Closing
 from gemcut.convert.gguf_source import open_gguf
 from gemcut.convert.model import Model, Reading
-from gemcut.engine import ContextOptions, ModelOptions, default_threads
+from gemcut.cores import default_threads
+from gemcut.engine import ContextOptions, ModelOptions
 from gemcut.errors import EngineError, TextError, UsageError
 from gemcut.quantize import reference
 from gemcut.quantize.importance import Importance

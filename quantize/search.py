@@ -16,19 +16,14 @@ from gemcut.quantize import choose
 from gemcut.quantize.binding import binding
 from gemcut.quantize.choices import Choices
 from gemcut.quantize.options import Builder
-from gemcut.quantize.outcome import Reporter, Task
+from gemcut.quantize.outcome import Task
+from gemcut.quantize.pricing import Pricing
 from gemcut.quantize.priors import prior_sensitivity
+from gemcut.quantize.reporter import Reporter
 from gemcut.runtime.memory.ledger import fixed, rooms
-from gemcut.runtime.memory.tensors import Placed
 from gemcut.runtime.placement.problem import LOSS, SECONDS, SIZE, Aim, Problem, Solution
 from gemcut.runtime.placement.program import improved, place, solve
-from gemcut.runtime.placement.workload import CHAT
-from gemcut.runtime.speed.throughput import (
-    Prices,
-    active_shares,
-    starting_seconds,
-    token_seconds,
-)
+from gemcut.runtime.speed.throughput import Prices, active_shares, starting_seconds
 
 GAP, ROUGH = 1e-3, 1e-2  # of what is chosen, and of what it is compared with
 _LAST = 0.01  # nats that a second of a token is worth where loss comes first: 1e-5 for 1 ms
@@ -48,7 +43,7 @@ class Search:
         Raises:
             BudgetError, PlanError, SensitivityError: nothing can be chosen.
         """
-        self.task, self.machine, self.known = task, task.machine, known
+        self.task, self.machine, self.known = task, task.priced, known
         self.sensitivity = task.sensitivity or prior_sensitivity(
             task.model, task.weighted, task.statistics if task.request.per_expert else None
         )
@@ -69,28 +64,12 @@ class Search:
         task = self.task
         return Builder(
             task.model,
-            self.sensitivity,
             task.request,
             task.weighted,
-            self.shares,
-            self._seconds,
-            self._reading,
+            Pricing(self.sensitivity, self.shares, self.machine, self.needs),
             self.places,
             roams=not self.all_on_cards,
         ).build()
-
-    def _seconds(self, kind: str, active: float) -> tuple[float, ...]:
-        if self.machine is None:
-            return (0.0,)
-        return tuple(token_seconds(place, kind, active) for place in self.machine.places)
-
-    def _reading(self, stack: Placed) -> float:
-        """Seconds, for each token that is written, by which a typical request's prompt takes longer
-        if every expert of a stack on the host has a type: no card computes with it then."""
-        if self.machine is None or self.needs is None:
-            return 0.0
-        prices = Prices(self.machine, self.needs, self.shares, CHAT.prompt)
-        return prices.unstaged(stack) * prices.ubatches / CHAT.answer
 
     @property
     def axis(self) -> Aim:
@@ -152,6 +131,11 @@ class Search:
         if found is None:
             raise self._refusal()
         return found, aim
+
+    def is_run(self, solution: Solution) -> bool:
+        """Whether a run of a solution's file would have its weights lie as they are priced."""
+        run = self.report.run(solution)
+        return run is None or run.loading == self.task.loading
 
     def chosen(self, aim: Aim) -> Solution | None:
         """The best for an aim within all that was asked for; None: there is none."""

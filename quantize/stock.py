@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-_FIRST_NUMBER = re.compile(r"blk\.(\d+)\.")
+_FIRST_NUMBER = re.compile(r"blk\.(\d{1,9})\.")
 
 # name -> (number in `general.file_type`, the type that most tensors get)
 MIXTURES: dict[str, tuple[int, str]] = {

@@ -11,9 +11,10 @@ from gemcut.errors import PlanError
 from gemcut.gguf_experts import is_stack
 from gemcut.quantize.groups import Groups
 from gemcut.quantize.importance import importance_for
-from gemcut.quantize.local_error import Measured, Sampling, Subject, local_errors, subject
+from gemcut.quantize.local_error import Measured, local_errors
 from gemcut.quantize.sample import Doubles
 from gemcut.quantize.statistics import Statistics, evened, routed_share
+from gemcut.quantize.subject import Sampling, Subject, subject
 from gemcut.quantize.unfinished import Unfinished
 from gemcut.tensor_sensitivity import TensorSensitivity
 

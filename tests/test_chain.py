@@ -20,7 +20,7 @@ from gemcut.quantize import probe as probe_module
 from gemcut.quantize.artefacts import Artefacts
 from gemcut.quantize.division import Rate, divided, expected, probe_chunks
 from gemcut.quantize.identity import sensitivity_digest
-from gemcut.quantize.local_error import Sampling
+from gemcut.quantize.subject import Sampling
 from gemcut.runtime.machine.inspection import inspect_machine
 from gemcut.sensitivity import Sensitivity
 

@@ -17,7 +17,7 @@ from gemcut.quantize.export import tensor_types
 from gemcut.quantize.planner import plan_model
 from gemcut.quantize.statistics import Entry, Statistics, write_statistics
 from tests import checkpoints
-from tests.test_cli import refused, run
+from tests.shell import refused, run
 
 MACHINE = ["--machine", "rtx-4070+ddr5-5600", "-c", "1k"]
 

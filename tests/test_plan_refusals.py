@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_cli import refused, run
+from tests.shell import refused, run
 
 WRONG = [
     (["--vram", "12GG"], 2, "vram: '12GG' is not a size"),

@@ -25,7 +25,7 @@ from gemcut.quantize.reshape import shaped
 from gemcut.quantize.single_experts import singled
 from gemcut.quantize.widths import splits
 from tests import checkpoints
-from tests.test_cli import refused, run
+from tests.shell import refused, run
 from tests.test_reshape import plan_of
 
 STOCK = ("q4_k", "q2_k", "q6_k")  # of padded rows of 256

@@ -26,6 +26,8 @@ from gemcut.quantize.writer import Tell
 from gemcut.runtime.machine.inspection import inspect_machine
 from gemcut.sizes import format_size
 
+StageProgress = Callable[[str, int, int], None]  # told (what is being made, done, in all)
+
 NAME = "q8_0.gguf"
 _TYPE = "q8_0"
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from gemcut.api.base import counted, remove_base
-from gemcut.api.chain import PLAN, Effort, Measurements, StageProgress, measure_chain
+from gemcut.api.base import StageProgress, counted, remove_base
+from gemcut.api.chain import PLAN, Effort, Measurements, measure_chain
 from gemcut.api.cutting import Cut, Target, quantize_model
 from gemcut.api.sources import Source, model_of
 from gemcut.api.words import Size, Where, paths_of

@@ -5,18 +5,19 @@ stopped, and the next file of the same source, for another budget, starts from w
 """
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from gemcut.api.base import NAME, Base
+from gemcut.api.base import NAME, Base, StageProgress
 from gemcut.api.measuring import collect_importance, measure_sensitivity, probing
 from gemcut.api.planning import predicted_by
 from gemcut.api.sources import Source, model_of
 from gemcut.api.words import Where, paths_of
 from gemcut.convert.model import Model
-from gemcut.engine import ModelOptions, default_threads
+from gemcut.cores import default_threads
+from gemcut.engine import ModelOptions
 from gemcut.errors import PlanError, TextError, UsageError
 from gemcut.eval.texts.text import Text
 from gemcut.plan import Measured, Plan
@@ -31,14 +32,12 @@ from gemcut.quantize.identity import (
     text_digest,
 )
 from gemcut.quantize.importance import Importance, importance_for
-from gemcut.quantize.local_error import Sampling
 from gemcut.quantize.measure import Request
 from gemcut.quantize.probe import Probing, check_probe
 from gemcut.quantize.statistics import Statistics, read_statistics
+from gemcut.quantize.subject import Sampling
 from gemcut.quantize.writer import Tell
 from gemcut.sensitivity import Sensitivity
-
-StageProgress = Callable[[str, int, int], None]  # what is being made, done, and in all
 
 PLAN = "plan.json"
 _IMATRIX, _SENSITIVITY = "imatrix.gguf", "sensitivity.json"

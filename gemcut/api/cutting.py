@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, TypedDict, Unpack
 
 from gemcut.api.planning import compare_plans, is_source, plan_types
 from gemcut.api.sources import Source, model_of, open_source
 from gemcut.api.words import Size, Wanted, Where, bytes_of, path_of
 from gemcut.convert.model import Model
-from gemcut.engine import default_threads
+from gemcut.cores import default_threads
 from gemcut.errors import PlanError, UsageError
 from gemcut.gguf_layout import file_size
 from gemcut.outputs import check_outputs
@@ -25,6 +25,16 @@ from gemcut.sensitivity import Sensitivity
 Progress = Callable[[int], None]  # told how much was just done
 
 FLOAT_TYPES = ("bf16", "f16", "f32")
+
+
+class Writing(TypedDict, total=False):
+    """How a file is written: see `quantize_model`."""
+
+    threads: int | None
+    progress: Progress | None
+    split_size: Size | None
+    restart: bool
+    tell: Tell | None
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,7 @@ def make_plan(
     if wanted or sensitivity or validated:
         raise UsageError(f"a plan of {target} leaves nothing to choose: give it, or what is wanted")
     if imatrix is not None:
-        importance = importance_for(read_statistics(Path(imatrix)), model.tensors)
+        importance = load_importance(imatrix, model)
     return _planned(model, Target(target) if isinstance(target, str) else target, importance)
 
 
@@ -159,14 +169,12 @@ def convert_checkpoint(
     source: Source,
     output: Where,
     kind: str = "bf16",
-    *,
-    threads: int | None = None,
-    progress: Progress | None = None,
-    split_size: Size | None = None,
-    restart: bool = False,
-    tell: Tell | None = None,
+    **how: Unpack[Writing],
 ) -> Cut:
-    """Write the model as a GGUF in BF16, F16 or F32; the arguments are those of `quantize_model`.
+    """Write the model as a GGUF in BF16, F16 or F32.
+
+    Args:
+        how: threads, progress, split_size, restart and tell, as `quantize_model` takes them.
 
     Raises:
         PlanError: another type.
@@ -176,16 +184,7 @@ def convert_checkpoint(
         raise PlanError(f"convert writes {', '.join(FLOAT_TYPES)}, not {kind}; see quantize")
     # Experts with types of their own go back into stacks, as `gemcut convert` has it.
     model = source if isinstance(source, Model) else open_source(source, restack=True)
-    return quantize_model(
-        model,
-        output,
-        kind,
-        threads=threads,
-        progress=progress,
-        split_size=split_size,
-        restart=restart,
-        tell=tell,
-    )
+    return quantize_model(model, output, kind, **how)
 
 
 def quantize_model(
@@ -231,12 +230,13 @@ def quantize_model(
         importance = importance_for(statistics, model.tensors)
         model = carrying(model, statistics)
     plan = make_plan(model, target, importance)
-    check_outputs({path, *files(model, plan, path, most)}, [*model.files, path_of(imatrix)])
+    sizes = planned_files(model, plan, path, most)
+    check_outputs({path, *sizes}, [*model.files, path_of(imatrix)])
     threads = default_threads() if threads is None else threads
     if threads < 1:
         raise UsageError(f"threads is {threads}, wanted 1 or more")
     write_model(model, plan, path, importance, threads, progress, most, restart, tell)
-    return Cut(plan, planned_files(model, plan, path, most))
+    return Cut(plan, sizes)
 
 
 def load_importance(path: Where | None, model: Model) -> Importance | None:

@@ -13,7 +13,8 @@ from gemcut.api.sources import Source, model_of
 from gemcut.api.words import Where, path_of, paths_of
 from gemcut.convert.gguf_source import open_gguf
 from gemcut.convert.model import Model, Reading
-from gemcut.engine import ModelOptions, default_threads
+from gemcut.cores import default_threads
+from gemcut.engine import ModelOptions
 from gemcut.errors import UsageError
 from gemcut.eval.texts.chunks import cut
 from gemcut.eval.texts.text import Text

@@ -21,7 +21,6 @@ from gemcut.gguf_parts import GGUFParts
 from gemcut.inspection import Inspection, Origin, inspect
 from gemcut.lattice import lattice_by_role
 from gemcut.quantize.statistics import Statistics, is_imatrix, read_statistics
-from gemcut.roles import role_of
 
 Source = Where | Model  # a checkpoint's folder, a Hub id, a GGUF; or one that is open
 
@@ -76,16 +75,12 @@ def inspect_source(source: Where, **reading: Any) -> Inspection:
     Raises:
         CheckpointError, GGUFError: the source cannot be read.
     """
-
-    def role(name: str) -> str:
-        return role_of(name).name
-
     lattice: dict[str, float] = {}
     if is_gguf(source):
         with GGUFParts(Path(source)) as file:
             origin = Origin("gguf", file.count, file.missing)
             stacks = file.stacks.values()
-            found = inspect(origin, file.metadata, file.tensors, role, stacks=stacks)
+            found = inspect(origin, file.metadata, file.tensors, stacks=stacks)
             lattice = lattice_by_role(found.tensors, file.read)
             family = next((f.title for f in FAMILIES if f.name == found.architecture), None)
     else:
@@ -93,7 +88,7 @@ def inspect_source(source: Where, **reading: Any) -> Inspection:
         family = model.family
         tensors = {tensor.name: tensor for tensor in model.tensors}
         infos = (TensorInfo(t.name, t.shape, type_named(t.source_type)) for t in model.tensors)
-        found = inspect(Origin("checkpoint"), model.metadata, infos, role, model.notes)
+        found = inspect(Origin("checkpoint"), model.metadata, infos, model.notes)
         if not hub.is_repository(str(source)):
             lattice = lattice_by_role(found.tensors, lambda name, a, b: tensors[name].read(a, b))
     return replace(found, family=family, lattice=lattice)
@@ -115,4 +110,5 @@ def families() -> tuple[Family, ...]:
 
 
 def is_gguf(source: Where) -> bool:
+    """Whether a source is read as a GGUF: whatever is a file, or is called one."""
     return Path(source).suffix == ".gguf" or Path(source).is_file()

@@ -2,13 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import click
+from rich import box
 from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
@@ -22,7 +23,9 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Table
 
+from gemcut.engine import MAX_THREADS
 from gemcut.errors import UsageError, printable
 from gemcut.sizes import format_size, parse_context, parse_size
 
@@ -48,7 +51,8 @@ class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic only in new
 SIZE = _Parsed("size", parse_size)
 CONTEXT = _Parsed("tokens", parse_context)
 
-threads = click.option("-t", "--threads", type=click.IntRange(1, 512), help="default: all cores")
+THREADS = click.IntRange(1, MAX_THREADS)
+threads = click.option("-t", "--threads", type=THREADS, help="default: all cores")
 restart = click.option("--restart", is_flag=True, help="throw interrupted work away, begin anew")
 as_json = click.option("--json", "as_json", is_flag=True, help="the result as JSON on stdout")
 dry_run = click.option("--dry-run", is_flag=True, help="say what would be written, write nothing")
@@ -175,6 +179,23 @@ def written(files: Mapping[Path, int], dry_run: bool) -> str:
         return f"{first} {'would be' if dry_run else 'is'} {format_size(files[first])}"
     verb = "would be" if dry_run else "are"
     return f"{first} and {len(others)} more {verb} {format_size(sum(files.values()))}"
+
+
+def new_table(*titles: str, folded: Collection[str] = (), collapsed: bool = False) -> Table:
+    """A table; a column whose title ends in > is aligned to the right.
+
+    Args:
+        folded: titles of columns that are broken, rather than cut, where there is little room.
+        collapsed: one space between columns, rather than two.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=collapsed)
+    for title in titles:
+        table.add_column(
+            title.removesuffix(">"),
+            justify="right" if title.endswith(">") else "left",
+            overflow="fold" if title in folded else "ellipsis",
+        )
+    return table
 
 
 def print_table(table: RenderableType) -> None:

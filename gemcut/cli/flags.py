@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemcut.cli.common import CONTEXT
+from gemcut.cli.common import CONTEXT, THREADS
 from gemcut.errors import UsageError
 
 if TYPE_CHECKING:  # the library is loaded when the command runs
@@ -30,11 +30,7 @@ FLAGS: tuple[tuple[str, tuple[str, ...], dict[str, Any]], ...] = (
     ("devices", ("-dev", "--device"), {"metavar": "A,B|none", "help": "cards to use"}),
     ("rpc", ("--rpc",), {"metavar": "HOST:PORT,...", "help": "devices of gemcut rpc-server"}),
     ("flash_attention", ("-fa", "--flash-attn"), {"type": click.Choice(["on", "off", "auto"])}),
-    (
-        "threads",
-        ("-t", "--threads"),
-        {"type": click.IntRange(1, 512), "help": "default: all cores"},
-    ),
+    ("threads", ("-t", "--threads"), {"type": THREADS, "help": "default: all cores"}),
     ("load_mode", ("--load-mode",), {"metavar": "none|mmap|mlock|mmap+mlock|dio"}),
     ("no_mmap", ("--no-mmap",), {"is_flag": True, "help": "read weights, do not map the file"}),
     ("mlock", ("--mlock",), {"is_flag": True, "help": "keep weights in RAM"}),

@@ -4,10 +4,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich import box
 from rich.table import Table
 
-from gemcut.cli.common import as_json, downloads, print_json, print_table, reading_options
+from gemcut.cli.common import (
+    as_json,
+    downloads,
+    new_table,
+    print_json,
+    print_table,
+    reading_options,
+)
 from gemcut.cli.outcome import role as title_of
 from gemcut.errors import printable
 from gemcut.sizes import format_size
@@ -84,7 +90,7 @@ def _check(source: str, as_json: bool) -> None:
     if as_json:
         print_json(found.to_dict())
     else:
-        table = _table("checked", "", "found")
+        table = new_table("checked", "", "found")
         for each in found.checks:
             mark = {True: "ok", False: "no", None: "note"}[each.ok]
             table.add_row(each.name, mark, each.found)
@@ -102,7 +108,7 @@ def _print_families(as_json: bool) -> None:
         keys = ("name", "title", "architectures")
         print_json([{key: getattr(family, key) for key in keys} for family in api.families()])
         return
-    table = _table("family", "llama.cpp's name", "architectures in config.json")
+    table = new_table("family", "llama.cpp's name", "architectures in config.json")
     for family in api.families():
         table.add_row(family.title, family.name, ", ".join(family.architectures))
     print_table(table)
@@ -242,7 +248,8 @@ def _listing(numbers: list[int]) -> str:
 
 
 def _parts(found: "Inspection") -> Table:
-    table = _table("role", "weights>", "active>", "size>", "types", "row widths")
+    titles = ("role", "weights>", "active>", "size>", "types", "row widths")
+    table = new_table(*titles, folded={"types"})
     for part in found.parts:
         active = _count(part.active) if part.active != part.weights else "all"
         rows = ", ".join(map(str, sorted(part.rows)))
@@ -262,7 +269,7 @@ def _stacks(found: "Inspection") -> Table:
 
     kinds = sorted({kind for stack in found.stacks for kind in stack.types})
     kinds.sort(key=lambda kind: -type_named(kind).bpw)
-    table = _table("experts by type", *(f"{kind}>" for kind in kinds), "bpw>", "size>")
+    table = new_table("experts by type", *(f"{kind}>" for kind in kinds), "bpw>", "size>")
     for stack in found.stacks:
         name = printable(stack.name.removesuffix(".weight"))
         counts = (str(stack.types.get(kind, "")) for kind in kinds)
@@ -272,7 +279,7 @@ def _stacks(found: "Inspection") -> Table:
 
 def _cache(cache: "CacheSummary") -> Table:
     kinds = list(cache.per_token)
-    table = _table("caches, for a context of", *(f"{kind}>" for kind in kinds))
+    table = new_table("caches, for a context of", *(f"{kind}>" for kind in kinds))
     for tokens, sizes in cache.contexts.items():
         table.add_row(f"{_tokens(tokens)} tokens", *(_bytes(sizes[kind]) for kind in kinds))
     if cache.full_blocks:
@@ -300,22 +307,11 @@ def _cache_note(cache: "CacheSummary") -> str | None:
 
 
 def _tensors(found: "Inspection") -> Table:
-    table = _table("tensor", "shape", "type", "role", "size>")
+    table = new_table("tensor", "shape", "type", "role", "size>", folded={"tensor"})
     for role, info in found.tensors:
         shape = " x ".join(map(str, info.shape))
         name = printable(info.name)
         table.add_row(name, shape, str(info.type), title_of(role), format_size(info.nbytes))
-    return table
-
-
-def _table(*columns: str) -> Table:
-    """A table; a column whose title ends in > is aligned to the right."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for title in columns:
-        right = title.endswith(">")
-        fold = "fold" if title in ("tensor", "types") else "ellipsis"
-        justify = "right" if right else "left"
-        table.add_column(title.removesuffix(">"), justify=justify, overflow=fold)  # type: ignore[arg-type]
     return table
 
 

@@ -5,7 +5,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich import box
 from rich.table import Table
 
 from gemcut.cli.common import (
@@ -13,6 +12,7 @@ from gemcut.cli.common import (
     FILE,
     as_json,
     downloads,
+    new_table,
     print_json,
     print_table,
     restart,
@@ -84,8 +84,8 @@ def command(
     from gemcut import api
     from gemcut.engine import ModelOptions
     from gemcut.outputs import check_outputs
-    from gemcut.quantize.local_error import Sampling
     from gemcut.quantize.measure import Request
+    from gemcut.quantize.subject import Sampling
 
     check_outputs([output], [imatrix, probe, *texts])
     model = api.open_source(source, fetched=downloads(), **reading)
@@ -142,11 +142,8 @@ def _table(sensitivity: "Sensitivity") -> Table:
 
     roles = by_role(sensitivity)
     names = sorted({name for errors in roles.values() for name in errors}, key=_rank)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    table.add_column("relative error in")
-    table.add_column("bpw", justify="right")
-    for role in roles:
-        table.add_column(role.replace("_", " "), justify="right")
+    titles = (f"{role.replace('_', ' ')}>" for role in roles)
+    table = new_table("relative error in", "bpw>", *titles)
     for name in names:
         cells = (_cell(errors.get(name)) for errors in roles.values())
         table.add_row(name, f"{candidate(name).type.bpw:.2f}", *cells)

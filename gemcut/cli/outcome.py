@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.table import Table
 
+from gemcut.cli.common import new_table
 from gemcut.errors import printable
 from gemcut.sizes import format_size
 
@@ -75,7 +75,7 @@ def frontier(outcome: "Outcome") -> Table:
     chosen, speeds = outcome.chosen, outcome.chosen.decode is not None
     columns = ("", "frontier,\npredicted", "tensors>", "bpw>", "KL\ndivergence>")
     speed = ("decode\ntokens/s>", "prefill\ntokens/s>", "on\ncards>")
-    table = _table(*columns, *(speed if speeds else ()))
+    table = new_table(*columns, *(speed if speeds else ()), collapsed=True)
     for point in outcome.frontier:
         cells = [point.label, format_size(point.size), f"{point.bpw:.2f}", _loss(point)]
         if speeds and point.fits and point.decode is not None and point.prefill is not None:
@@ -104,7 +104,7 @@ def gains(outcome: "Outcome") -> Table:
     """What a little more of everything would buy."""
     chosen, speeds = outcome.chosen, outcome.chosen.decode is not None
     columns = ("what more would buy,\npredicted", "tensors>", "KL\ndivergence>")
-    table = _table(*columns, *(("decode\ntokens/s>",) if speeds else ()))
+    table = new_table(*columns, *(("decode\ntokens/s>",) if speeds else ()), collapsed=True)
     for gain in outcome.gains:
         point = gain.point
         more = point.size - chosen.size
@@ -119,7 +119,8 @@ def gains(outcome: "Outcome") -> Table:
 def ledger(outcome: "Outcome") -> Table:
     """Where the bytes of every place go."""
     pages = outcome.plan.ledger
-    table = _table("where the bytes go", *(f"{place}>" for place in pages))
+    places = (f"{place}>" for place in pages)
+    table = new_table("where the bytes go", *places, collapsed=True)
     kinds = dict.fromkeys(kind for page in pages.values() for kind in page)
     weights = sorted(
         (kind for kind in kinds if kind not in _SPENT),
@@ -144,7 +145,8 @@ def explanation(found: "Explanation") -> Table:
     places = found.places if any(found.places) else ()
     times = (f"ms at {place}>" for place in places)
     title = printable(found.name) + (f" at {found.device}" if found.device else "")
-    table = _table("", title, "size>", "error>", "KL divergence>", *times)
+    titles = ("", title, "size>", "error>", "KL divergence>", *times)
+    table = new_table(*titles, collapsed=True)
     for each in found.alternatives:
         mark = (">" if each.taken else "") + ("*" if each.below else "")
         table.add_row(mark, *_cells(each, len(places)), style="bold" if each.taken else None)
@@ -165,15 +167,6 @@ def _cells(each: "Alternative", places: int) -> Iterator[str]:
 def role(name: str) -> str:
     """A role's name for people."""
     return _ROLES.get(name, name)
-
-
-def _table(*columns: str) -> Table:
-    """A table; a column whose title ends in > is aligned to the right."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
-    for title in columns:
-        right = title.endswith(">")
-        table.add_column(title.removesuffix(">"), justify="right" if right else "left")
-    return table
 
 
 def _loss(point: "Point") -> str:

@@ -65,19 +65,13 @@ def _loaded(placement: "Placement") -> str:
 
 def _rearranged(placement: "Placement") -> bool:
     """Whether the CPU has weights in a layout of its own, as far as is known."""
-    from gemcut.runtime.placement.candidates import Loading
-
-    model = placement.model
-    loading = Loading(model.load_mode, model.repack, model.no_host, placement.context.op_offload)
     profile = placement.profile
-    return bool(profile.host.rearranged.by_type) and loading.rearranged(profile)
+    return bool(profile.host.rearranged.by_type) and placement.loading.rearranged(profile)
 
 
 def _cards_read(placement: "Placement") -> bool:
     """Whether a card computes prompts with weights of the host."""
-    model, linked = placement.model, any(card.link for card in placement.profile.cards)
-    readable = not (model.no_host and model.repack)  # cards do not read the CPU's own layout
-    return bool(linked and readable and placement.context.op_offload)
+    return placement.loading.computing(placement.context, placement.profile).op_offload
 
 
 def _speed(speed: "Speed") -> str:

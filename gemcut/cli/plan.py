@@ -158,11 +158,11 @@ def _export_saved(
 
 
 def _explain(made: "Task", outcome: "Outcome", name: str, as_json: bool) -> None:
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from gemcut.quantize.explain import explain
 
-    found = explain(made, outcome.plan, name)
+    found = explain(replace(made, loading=outcome.loading), outcome.plan, name)
     if as_json:
         print_json([asdict(each) for each in found])
         return

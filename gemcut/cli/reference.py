@@ -7,12 +7,12 @@ in a help text begins, as click has it, with a line of "\\b".
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 
 import click
 
 from gemcut.cli import COMMANDS, main
+from gemcut.cli.titled import by_title
 
 _MARKS = re.compile(r"[|<*_`]")
 _BAR = "\\|"  # within code the only mark that a table sees
@@ -52,15 +52,10 @@ def _text(text: str) -> Iterator[str]:
 
 def _tables(command: click.Command, context: click.Context) -> Iterator[str]:
     """The options under their titles."""
-    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for param in command.get_params(context):
-        record = param.get_help_record(context) if isinstance(param, click.Option) else None
-        if record:
-            found[getattr(param, "title", "Options")].append(record)
-    for title in sorted(found, key=lambda title: title != "Options"):
+    for title, records in by_title(command, context).items():
         yield from (f"| {title} | |", "|---|---|")
         yield from (
-            f"| `{names.replace('|', _BAR)}` | {_cell(help_)} |" for names, help_ in found[title]
+            f"| `{names.replace('|', _BAR)}` | {_cell(help_)} |" for names, help_ in records
         )
         yield ""
 
