@@ -106,11 +106,8 @@ class LocalFiles:
         return self._identity or self._digest()
 
     def _digest(self) -> str:
-        digest = hashlib.sha256()
-        for name in sorted({*small_files(self._names), *weight_files(self)}):
-            stat = self.path(name).stat()
-            digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
+        names = sorted({*small_files(self._names), *weight_files(self)})
+        return state_digest(map(self.path, names))
 
     def names(self) -> frozenset[str]:
         """The files at the top level."""
@@ -144,6 +141,15 @@ class LocalFiles:
             raise CheckpointError(f"{self.where}: has become unreadable: {error}") from error
         if not same:
             raise CheckpointError(f"{self.where}: {CHANGED}")
+
+
+def state_digest(paths: Iterable[Path]) -> str:
+    """A digest of files' names, sizes and times of change. Raises OSError."""
+    digest = hashlib.sha256()
+    for path in paths:
+        stat = path.stat()
+        digest.update(f"{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def read_at(path: Path, count: int, offset: int = 0) -> bytes:

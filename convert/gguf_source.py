@@ -4,7 +4,6 @@ Metadata and the tensors that llama.cpp never quantizes are carried over as they
 32-bit and Q8_0 tensors can have any type. Experts that are tensors of their own become stacks.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gemcut import ggml
-from gemcut.convert.files import CHANGED
+from gemcut.convert.files import CHANGED, state_digest
 from gemcut.convert.lazy import Array, Encoded, Matrix, Stored
 from gemcut.convert.model import STRICT, Model, Reading, Tensor, is_cut
 from gemcut.convert.precision import is_quantizable
@@ -196,11 +195,7 @@ def _restacked(parts: GGUFParts) -> str:
 
 
 def _identity(files: list[GGUFFile]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        stat = file.path.stat()
-        digest.update(f"{file.path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    return state_digest(file.path for file in files)
 
 
 def _check(files: list[GGUFFile], identity: str) -> None:

@@ -179,18 +179,11 @@ def _cached(place: Place, otherwise: str) -> Files:
     Raises:
         CheckpointError: `otherwise`, and what is missing.
     """
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(
-            place.repository,
-            revision=place.revision,
-            cache_dir=place.store,
-            local_files_only=True,
-            allow_patterns="config.json",
-        )
-        files = LocalFiles(Path(folder), place.repository, _identity(place, Path(folder).name))
+        folder = hub_cache.snapshot(place, "config.json")
+        files = LocalFiles(folder, place.repository, _identity(place, folder.name))
         if not weight_files(files):
             raise CheckpointError("its weights are missing")
     except LocalEntryNotFoundError as error:

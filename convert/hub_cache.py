@@ -20,6 +20,24 @@ def at_hand(place: Place, name: str, commit: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def snapshot(place: Place, pattern: str) -> Path:
+    """The cache's folder of a revision that has files of this pattern, without the network.
+
+    Raises:
+        LocalEntryNotFoundError: it is not there.
+    """
+    from huggingface_hub import snapshot_download
+
+    folder = snapshot_download(
+        place.repository,
+        revision=place.revision,
+        cache_dir=place.store,
+        local_files_only=True,
+        allow_patterns=pattern,
+    )
+    return Path(folder)
+
+
 def fetch(
     place: Place, remotes: Iterable[Remote], what: str, progress: Progress, advice: str
 ) -> None:

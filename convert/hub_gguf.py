@@ -81,19 +81,10 @@ def _fetch(
 
 def _cached(place: Place, file: str | None, why: str) -> Path:
     """The file in the cache, without the network. Raises CheckpointError: it is not, and why."""
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = Path(
-            snapshot_download(
-                place.repository,
-                revision=place.revision,
-                cache_dir=place.store,
-                local_files_only=True,
-                allow_patterns=_NONE,
-            )
-        )
+        folder = hub_cache.snapshot(place, _NONE)
         there = {path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")}
         return folder / _chosen(place.repository, there, file)[0]
     except (LocalEntryNotFoundError, CheckpointError) as error:

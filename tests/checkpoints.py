@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float32]
 
 INDEX = "model.safetensors.index.json"
-_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+_BYTES = {"BF16": 2, "F16": 2, "F32": 4}  # all others that are written here take one
 
 
 @dataclass(frozen=True)
@@ -232,11 +232,16 @@ def encoded(array: Array, dtype: str) -> bytes:
 
 
 def header(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str, Any]:
-    """A safetensors header for tensors that lie one after the other."""
+    """A safetensors header for tensors of one type that lie one after the other."""
+    return placed({name: (dtype, shape) for name, shape in shapes.items()})
+
+
+def placed(tensors: Mapping[str, tuple[str, Sequence[int]]]) -> dict[str, Any]:
+    """The same for tensors that have a type each."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, shape in shapes.items():
-        span = [offset, offset + prod(shape) * _BYTES[dtype]]
+    for name, (dtype, shape) in tensors.items():
+        span = [offset, offset + prod(shape) * _BYTES.get(dtype, 1)]
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": span}
         offset = span[1]
     return entries
@@ -254,3 +259,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, Any], bytes]:
     data = path.read_bytes()
     end = 8 + struct.unpack("<Q", data[:8])[0]
     return json.loads(data[8:end]), data[end:]
+
+
+def edit(path: Path, change: Callable[..., object]) -> None:
+    """Change a JSON file in place."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")

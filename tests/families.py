@@ -25,8 +25,6 @@ FIXTURES = Path(__file__).parent / "fixtures"
 FAMILIES = FIXTURES / "families"
 TOKENIZERS = FIXTURES / "tokenizers"
 
-_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "U8": 1}
-
 
 def recorded() -> list[str]:
     """The names of all recordings."""
@@ -49,7 +47,8 @@ def build(folder: Path, name: str, redrawn: str | None = None) -> Path:
     changed = re.compile(redrawn or "$^")
     seeds = {key: f"another {key}" if changed.fullmatch(key) else key for key in tensors}
     data = b"".join(_encoded(seeds[key], *entry) for key, entry in tensors.items())
-    checkpoints.write_safetensors(folder / "model.safetensors", _header(tensors), data)
+    header = checkpoints.placed({key: (entry[0], entry[1]) for key, entry in tensors.items()})
+    checkpoints.write_safetensors(folder / "model.safetensors", header, data)
     return folder
 
 
@@ -65,16 +64,6 @@ def converted(name: str) -> dict[str, dict[str, list[Any]]]:
     digests: dict[str, dict[str, list[Any]]]
     digests = json.loads((FAMILIES / name / "converted.json").read_text(encoding="utf-8"))
     return digests
-
-
-def _header(tensors: dict[str, list[Any]]) -> dict[str, Any]:
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, (dtype, shape, _, _) in tensors.items():
-        span = [offset, offset + prod(shape) * _BYTES[dtype]]
-        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": span}
-        offset = span[1]
-    return entries
 
 
 def _encoded(seed: str, dtype: str, shape: list[int], low: float, high: float) -> bytes:

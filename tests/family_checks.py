@@ -1,9 +1,11 @@
 """What must be true of every family, held against recordings (`tests.families`)."""
 
 import runpy
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from gemcut import api
 from gemcut.engine import ContextOptions
@@ -13,6 +15,19 @@ from tests import families, oracle
 
 BENCH = runpy.run_path(str(Path(__file__).parent.parent / "bench" / "converter.py"))
 MIXTURES = ["q8_0", "q4_k_m", "q3_k_m", "q2_k", "iq4_xs", "q4_0", "mxfp4_moe"]
+
+
+@pytest.fixture(scope="module")
+def made(request, tmp_path_factory):
+    """Makes a recording's file in a type, once, and checks it; a module's `KNOWN` are differences
+    that are meant, by recording."""
+    known = getattr(request.module, "KNOWN", {})
+
+    @cache
+    def make(name: str, kind: str) -> Path:
+        return check_converted(name, kind, tmp_path_factory.mktemp(name), known.get(name, ()))
+
+    return make
 
 
 def check_converted(name: str, kind: str, folder: Path, known: tuple[str, ...] = ()) -> Path:

@@ -1,6 +1,5 @@
 """Checkpoints in another layout: a recording's tensors and config, changed and written again."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gemcut import api
-from tests import checkpoints
+from tests import checkpoints, families
+from tests.family_checks import BENCH
 
 Raw = npt.NDArray[Any]  # BF16 as uint16 bits, 8-bit floats as uint8
 Tensors = dict[str, tuple[str, Raw]]  # name -> type and data
@@ -34,21 +34,69 @@ def read(folder: Path) -> Tensors:
 
 def write(folder: Path, tensors: Tensors) -> None:
     """Write a checkpoint's tensors over the ones that it had."""
-    entries, offset = {}, 0
-    for name, (dtype, array) in tensors.items():
-        span = [offset, offset + array.nbytes]
-        entries[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": span}
-        offset = span[1]
+    entries = checkpoints.placed({k: (dtype, a.shape) for k, (dtype, a) in tensors.items()})
     data = b"".join(np.ascontiguousarray(array).tobytes() for _, array in tensors.values())
     checkpoints.write_safetensors(folder / "model.safetensors", entries, data)
 
 
-def reconfigure(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def configure(path: Path, fields: Mapping[str, Any]) -> None:
+    """Change fields of a JSON file, of a config.json in the text model's part; None removes one."""
+
+    def change(config: dict[str, Any]) -> None:
+        text = config.get("text_config", config)
+        text |= fields
+        for field in [field for field, value in fields.items() if value is None]:
+            del text[field]
+
+    checkpoints.edit(path, change)
+
+
+def reconfigure(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Let a function change config.json."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    change(config)
-    path.write_text(json.dumps(config), encoding="utf-8")
+    checkpoints.edit(folder / "config.json", change)
+
+
+def variant(
+    folder: Path,
+    name: str,
+    change: Callable[[Tensors], Tensors] = dict,
+    config: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a recording's checkpoint in another form.
+
+    Args:
+        change: makes the tensors to write.
+        config: fields to `configure`.
+    """
+    families.build(folder, name)
+    write(folder, change(read(folder)))
+    configure(folder / "config.json", config or {})
+    return folder
+
+
+def fused(tensors: Tensors) -> Tensors:
+    """Routed experts as transformers holds them in memory: stacked, gate rows before up rows."""
+    single = {name for name in tensors if ".mlp.experts." in name}
+    found = {name: entry for name, entry in tensors.items() if name not in single}
+    for folder in sorted({name.partition("experts.")[0] + "experts." for name in single}):
+        count = sum(name.startswith(folder) for name in single) // 3
+
+        def stacked(what: str, folder: str = folder, count: int = count):
+            each = [tensors[f"{folder}{n}.{what}_proj.weight"][1] for n in range(count)]
+            return np.stack(each)
+
+        found[folder + "gate_up_proj"] = "BF16", np.hstack([stacked("gate"), stacked("up")])
+        found[folder + "down_proj"] = "BF16", stacked("down")
+    return found
+
+
+def converted(checkpoint: Path, kind: str = "bf16") -> tuple[Path, dict[str, list[Any]]]:
+    """Convert a checkpoint; the file, and its digest without the name."""
+    output = checkpoint.with_suffix(f".{kind}.gguf")
+    api.convert_checkpoint(api.open_source(checkpoint), output, kind, threads=1)
+    digest = BENCH["digest"](output)
+    digest.pop(BENCH["NAMED_AFTER_FOLDER"])
+    return output, digest
 
 
 def contents(folder: Path) -> tuple[Mapping[str, Any], dict[str, Raw]]:

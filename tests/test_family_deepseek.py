@@ -1,27 +1,19 @@
 """DeepSeek-V2 and V3: latent attention, whose keys and values become two tensors per head."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 
 from gemcut import api
 from gemcut.convert.dtypes import values
 from gemcut.errors import CheckpointError
-from tests.family_checks import check_converted, check_logits, check_mixtures
-from tests.family_variants import Tensors, converted, fused, variant
+from tests.family_checks import check_logits, check_mixtures
+from tests.rewriting import Tensors, converted, fused, variant
 
 NAMES = ["deepseek_v2_lite", "deepseek_v3"]
 V3 = "deepseek_v3"
 PREDICTING = "model.layers.3."
 BLOCK = 32  # rows and columns that share a scale
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [BLOCK, BLOCK]}
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Makes a recording's file in a type, once."""
-    return cache(lambda name, kind: check_converted(name, kind, tmp_path_factory.mktemp(name)))
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Gemma 4: E2B, 31B, 12B and 26B-A4B, and what llama.cpp could not run of them is refused."""
 
 import os
-from functools import cache
 
 import numpy as np
 import pytest
@@ -11,35 +10,28 @@ from gemcut.errors import CheckpointError
 from gemcut.gguf_file import GGUFFile
 from gemcut.quantize import stock
 from tests import checkpoints, families
-from tests.family_checks import check_converted, check_logits, check_mixtures
-from tests.family_variants import configure, variant
-from tests.family_variants import converted as convert
+from tests.family_checks import check_logits, check_mixtures
+from tests.rewriting import configure, converted, variant
 from tests.test_stock import NO_ENTRIES, check, hollow
 
 NAMES = ["gemma4_e2b", "gemma4_31b", "gemma4_12b", "gemma4_26b"]
 KINDS = ["sliding_attention", "full_attention"]
 
 
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory):
-    """Makes a recording's file in a type, once."""
-    return cache(lambda name, kind: check_converted(name, kind, tmp_path_factory.mktemp(name)))
-
-
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["f32", "bf16"])
-def test_the_file_is_llama_cpps_converters(name, kind, converted):
-    converted(name, kind)
+def test_the_file_is_llama_cpps_converters(name, kind, made):
+    made(name, kind)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_logits_agree_with_transformers(name, converted):
-    check_logits(name, converted(name, "f32"))
+def test_logits_agree_with_transformers(name, made):
+    check_logits(name, made(name, "f32"))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_mixtures_are_llama_cpps(name, converted):
-    check_mixtures(converted(name, "bf16"))
+def test_mixtures_are_llama_cpps(name, made):
+    check_mixtures(made(name, "bf16"))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +46,7 @@ def test_towers_are_left_out_and_said_so(name, towers, tmp_path):
     assert all("mmproj" in note for note in notes)
 
 
-def test_a_block_that_shares_keys_needs_none_of_its_own(converted, tmp_path):
+def test_a_block_that_shares_keys_needs_none_of_its_own(made, tmp_path):
     """As newer transformers saves it; the rest is the same, and so are the logits."""
 
     def without(tensors):
@@ -62,9 +54,9 @@ def test_a_block_that_shares_keys_needs_none_of_its_own(converted, tmp_path):
         shared = [f"layers.{layer}.self_attn.{part}." for layer in (3, 4) for part in parts]
         return {k: v for k, v in tensors.items() if not any(part in k for part in shared)}
 
-    output, _ = convert(variant(tmp_path / "model", "gemma4_e2b", without), "f32")
+    output, _ = converted(variant(tmp_path / "model", "gemma4_e2b", without), "f32")
 
-    with GGUFFile(output) as ours, GGUFFile(converted("gemma4_e2b", "f32")) as theirs:
+    with GGUFFile(output) as ours, GGUFFile(made("gemma4_e2b", "f32")) as theirs:
         gone = {f"blk.{n}.attn_{part}.weight" for n in (3, 4) for part in ("k", "v", "k_norm")}
         assert gone == set(theirs.tensors) - set(ours.tensors)
         assert all((ours.rows(k) == theirs.rows(k)).all() for k in ours.tensors)
@@ -86,7 +78,7 @@ def test_single_experts_make_a_split_file(tmp_path):
                 found |= {f"{prefix}{number}.{k}_proj.weight": (kind, v) for k, v in parts.items()}
         return found
 
-    output, digest = convert(variant(tmp_path / "model", "gemma4_26b", single), "f32")
+    output, digest = converted(variant(tmp_path / "model", "gemma4_26b", single), "f32")
 
     assert "tensor blk.0.ffn_gate_exps.weight" in digest
     assert "tensor blk.0.ffn_gate_up_exps.weight" not in digest
@@ -96,18 +88,18 @@ def test_single_experts_make_a_split_file(tmp_path):
 def test_both_spellings_of_the_full_attention_sizes_are_one(tmp_path):
     older = {"global_head_dim": 64, "num_global_key_value_heads": 1, "per_layer_config": None}
 
-    _, newer = convert(variant(tmp_path / "newer", "gemma4_31b"))
+    _, newer = converted(variant(tmp_path / "newer", "gemma4_31b"))
 
-    assert newer == convert(variant(tmp_path / "older", "gemma4_31b", config=older))[1]
+    assert newer == converted(variant(tmp_path / "older", "gemma4_31b", config=older))[1]
 
 
 def test_full_attention_has_heads_of_its_own_only_where_keys_are_values(tmp_path):
     """As in transformers: the projections of such a checkpoint have the sliding window's number."""
     heads = {"num_global_key_value_heads": 7}
 
-    _, plain = convert(variant(tmp_path / "plain", "gemma4_e2b"))
+    _, plain = converted(variant(tmp_path / "plain", "gemma4_e2b"))
 
-    assert plain == convert(variant(tmp_path / "other", "gemma4_e2b", config=heads))[1]
+    assert plain == converted(variant(tmp_path / "other", "gemma4_e2b", config=heads))[1]
 
 
 REFUSED = {

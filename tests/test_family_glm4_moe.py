@@ -6,18 +6,12 @@ import pytest
 
 from gemcut import api
 from gemcut.errors import CheckpointError
-from tests.family_checks import check_converted, check_logits, check_mixtures
-from tests.family_variants import Tensors, converted, fused, variant
+from tests.family_checks import check_logits, check_mixtures
+from tests.rewriting import Tensors, converted, fused, variant
 
 NAME, LITE = "glm4_moe", "glm4_moe_lite"
 NAMES = [NAME, LITE]
 PREDICTING = "model.layers.3."
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Makes a recording's file in a type, once."""
-    return cache(lambda name, kind: check_converted(name, kind, tmp_path_factory.mktemp(name)))
 
 
 @pytest.fixture(scope="module")

@@ -1,25 +1,17 @@
 """gpt-oss: MXFP4 experts whose bytes are kept, or unquantized ones with rows for columns."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 
 from gemcut import api
 from gemcut.errors import CheckpointError, PlanError
 from tests import families, rewriting
-from tests.family_checks import check_converted, check_logits, check_mixtures
+from tests.family_checks import check_logits, check_mixtures
 
 NAMES = ["gpt_oss", "gpt_oss_bf16"]
 
 FOURS = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)  # E2M1, the codes from 8 on negative
 FOURS = np.concatenate([FOURS, -FOURS])
-
-
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory):
-    """Makes a recording's file in a type, once."""
-    return cache(lambda name, kind: check_converted(name, kind, tmp_path_factory.mktemp(name)))
 
 
 @pytest.fixture
@@ -30,13 +22,13 @@ def packed(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["f32", "bf16"])
-def test_the_file_is_llama_cpps_converters(name, kind, converted):
+def test_the_file_is_llama_cpps_converters(name, kind, made):
     """Byte for byte, MXFP4's blocks among them."""
-    converted(name, kind)
+    made(name, kind)
 
 
-def test_logits_agree_with_transformers(converted):
-    check_logits("gpt_oss_bf16", converted("gpt_oss_bf16", "f32"))
+def test_logits_agree_with_transformers(made):
+    check_logits("gpt_oss_bf16", made("gpt_oss_bf16", "f32"))
 
 
 def test_logits_with_decoded_experts_agree_with_transformers(packed, tmp_path):
@@ -47,13 +39,13 @@ def test_logits_with_decoded_experts_agree_with_transformers(packed, tmp_path):
     check_logits("gpt_oss", output)
 
 
-def test_logits_with_mxfp4_are_close(converted):
+def test_logits_with_mxfp4_are_close(made):
     """As far off as the rounding of activations brings it."""
-    check_logits("gpt_oss", converted("gpt_oss", "bf16"), mean=1e-2, same=0.8)
+    check_logits("gpt_oss", made("gpt_oss", "bf16"), mean=1e-2, same=0.8)
 
 
-def test_mixtures_are_llama_cpps(converted):
-    check_mixtures(converted("gpt_oss_bf16", "bf16"))
+def test_mixtures_are_llama_cpps(made):
+    check_mixtures(made("gpt_oss_bf16", "bf16"))
 
 
 def test_mixtures_keep_mxfp4(packed, tmp_path):

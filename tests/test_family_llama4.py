@@ -1,7 +1,5 @@
 """Llama 4: fused, turned experts in all blocks or some, and much that llama.cpp takes as given."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 
@@ -9,12 +7,12 @@ from gemcut import api
 from gemcut.convert.families import llama4
 from gemcut.convert.family import Config
 from gemcut.errors import CheckpointError
-from tests.family_checks import check_converted, check_logits, check_mixtures
-from tests.family_variants import Tensors, converted, variant
+from tests.family_checks import check_logits, check_mixtures
+from tests.rewriting import Tensors, converted, variant
 
 NAMES = ["llama4", "llama4_text"]
 # generation_config.json ends a generation with it; llama.cpp does not know it by its name.
-KNOWN = ("metadata tokenizer.ggml.eom_token_id",)
+KNOWN = dict.fromkeys(NAMES, ("metadata tokenizer.ggml.eom_token_id",))
 LLAMA3 = {
     "factor": 8.0,
     "high_freq_factor": 4.0,
@@ -23,14 +21,6 @@ LLAMA3 = {
     "rope_theta": 500000.0,
     "rope_type": "llama3",
 }
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Makes a recording's file in a type, once."""
-    return cache(
-        lambda name, kind: check_converted(name, kind, tmp_path_factory.mktemp(name), KNOWN)
-    )
 
 
 @pytest.mark.parametrize("name", NAMES)

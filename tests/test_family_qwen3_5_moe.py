@@ -1,7 +1,6 @@
 """Qwen3.5-MoE and Qwen3-Next: delta nets, gated attention, a layer for speculative decoding."""
 
 import re
-from functools import cache
 
 import numpy as np
 import pytest
@@ -11,22 +10,11 @@ from gemcut.convert.lazy import stored
 from gemcut.convert.transforms import tiled, tiled_columns
 from gemcut.errors import CheckpointError
 from tests import families, rewriting
-from tests.family_checks import check_converted, check_logits, check_mixtures
+from tests.family_checks import check_logits, check_mixtures
 
 # llama.cpp's converter takes torch's exp, of which the last bit is wrong in 1 % of all cases.
 KNOWN = {"qwen3_next": ("tensor blk.0.ssm_a", "tensor blk.1.ssm_a")}
 NAMES = ["qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"]
-
-
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory):
-    """Makes a recording's file in a type, once."""
-
-    @cache
-    def make(name: str, kind: str):
-        return check_converted(name, kind, tmp_path_factory.mktemp(name), KNOWN.get(name, ()))
-
-    return make
 
 
 @pytest.fixture(scope="module")
@@ -43,40 +31,23 @@ def copy(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["f32", "bf16"])
-def test_the_file_is_llama_cpps_converters(name, kind, converted):
-    converted(name, kind)
+def test_the_file_is_llama_cpps_converters(name, kind, made):
+    made(name, kind)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_logits_agree_with_transformers(name, converted):
-    check_logits(name, converted(name, "f32"))
+def test_logits_agree_with_transformers(name, made):
+    check_logits(name, made(name, "f32"))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_mixtures_are_llama_cpps(name, converted):
-    check_mixtures(converted(name, "bf16"))
-
-
-def fused(tensors: rewriting.Tensors) -> rewriting.Tensors:
-    """Every block's experts in two tensors, the gates' rows before the others."""
-    found: dict[str, dict[str, list[rewriting.Raw]]] = {}
-    rest = {}
-    for name, (dtype, array) in tensors.items():
-        match = re.fullmatch(r"(.*\.experts)\.\d+\.(gate|up|down)_proj\.weight", name)
-        if match is None:
-            rest[name] = dtype, array
-        else:
-            found.setdefault(match[1], {}).setdefault(match[2], []).append(array)
-    for name, parts in found.items():
-        gate, up, down = (np.stack(parts[part]) for part in ("gate", "up", "down"))
-        rest[f"{name}.gate_up_proj"] = "BF16", np.concatenate([gate, up], axis=1)
-        rest[f"{name}.down_proj"] = "BF16", down
-    return rest
+def test_mixtures_are_llama_cpps(name, made):
+    check_mixtures(made(name, "bf16"))
 
 
 def test_fused_experts(original, copy):
     """As published: two tensors for all experts of a block."""
-    rewriting.write(copy, fused(rewriting.read(copy)))
+    rewriting.write(copy, rewriting.fused(rewriting.read(copy)))
 
     rewriting.assert_same(copy, original)
 

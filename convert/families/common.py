@@ -143,6 +143,9 @@ TEXT_FIELDS = (
     Field("attention.layer_norm_rms_epsilon", "f32", optional("rms_norm_eps", "norm_eps")),
 )
 
+# Of a transformer with experts; a family adds its count of blocks and what else it has.
+MODEL_FIELDS = (*TEXT_FIELDS, *ROPE_FIELDS, *EXPERT_FIELDS, *HEAD_SIZE_FIELDS)
+
 BLOCK_COUNT = Field("block_count", "u32", lambda c: c.positive("num_hidden_layers"))
 
 

@@ -9,12 +9,9 @@ from collections.abc import Mapping
 from gemcut.convert.families import deepseek_moe as moe
 from gemcut.convert.families.common import (
     BLOCK,
-    EXPERT_FIELDS,
-    HEAD_SIZE_FIELDS,
+    MODEL_FIELDS,
     OUT,
-    ROPE_FIELDS,
     SIGMOID,
-    TEXT_FIELDS,
     attention_rules,
     attention_sizes,
     head_size,
@@ -76,10 +73,7 @@ FAMILY = Family(
     ),
     fields=(
         Field("block_count", "u32", moe.block_count),
-        *TEXT_FIELDS,
-        *ROPE_FIELDS,
-        *EXPERT_FIELDS,
-        *HEAD_SIZE_FIELDS,
+        *MODEL_FIELDS,
         Field("rope.dimension_count", "u32", _rotated),
         *moe.FIELDS,
         Field("expert_gating_func", "u32", lambda _: SIGMOID),

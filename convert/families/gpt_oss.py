@@ -14,11 +14,8 @@ from typing import Any
 
 from gemcut.convert.families.common import (
     BLOCK,
-    EXPERT_FIELDS,
-    HEAD_SIZE_FIELDS,
+    MODEL_FIELDS,
     OUT,
-    ROPE_FIELDS,
-    TEXT_FIELDS,
     attention_rules,
     attention_sizes,
     expert_sizes,
@@ -151,10 +148,7 @@ FAMILY = Family(
     ),
     fields=(
         Field("block_count", "u32", _block_count),
-        *TEXT_FIELDS,
-        *ROPE_FIELDS,
-        *EXPERT_FIELDS,
-        *HEAD_SIZE_FIELDS,
+        *MODEL_FIELDS,
         Field("attention.sliding_window", "u32", lambda c: c.positive("sliding_window")),
         Field("attention.sliding_window_pattern", "[bool]", _pattern),
         Field("expert_feed_forward_length", "u32", lambda c: c.positive("intermediate_size")),

@@ -13,11 +13,8 @@ import numpy.typing as npt
 
 from gemcut.convert.families.common import (
     BLOCK,
-    EXPERT_FIELDS,
-    HEAD_SIZE_FIELDS,
+    MODEL_FIELDS,
     OUT,
-    ROPE_FIELDS,
-    TEXT_FIELDS,
     attention_rules,
     attention_sizes,
     dense_rules,
@@ -133,11 +130,8 @@ FAMILY = Family(
     ),
     fields=(
         Field("block_count", "u32", _block_count),
-        *TEXT_FIELDS,
+        *MODEL_FIELDS,
         Field("feed_forward_length", "u32", lambda c: c.positive("intermediate_size_mlp")),
-        *ROPE_FIELDS,
-        *EXPERT_FIELDS,
-        *HEAD_SIZE_FIELDS,
         Field("vocab_size", "u32", lambda c: c.positive("vocab_size")),
         Field("rope.dimension_count", "u32", head_size),
         Field(

@@ -5,11 +5,8 @@ from collections.abc import Mapping
 from gemcut.convert.families.common import (
     BLOCK,
     BLOCK_COUNT,
-    EXPERT_FIELDS,
-    HEAD_SIZE_FIELDS,
+    MODEL_FIELDS,
     OUT,
-    ROPE_FIELDS,
-    TEXT_FIELDS,
     attention_rules,
     attention_sizes,
     expert_rules,
@@ -43,7 +40,7 @@ FAMILY = Family(
         Rule(BLOCK + "mlp.gate.weight", OUT + "ffn_gate_inp.weight", ("experts", "hidden")),
         *expert_rules(),
     ),
-    fields=(BLOCK_COUNT, *TEXT_FIELDS, *ROPE_FIELDS, *EXPERT_FIELDS, *HEAD_SIZE_FIELDS),
+    fields=(BLOCK_COUNT, *MODEL_FIELDS),
     sizes=sizes,
     vocabulary=reader("olmo"),
 )

@@ -12,11 +12,8 @@ from typing import Any
 
 from gemcut.convert.families.common import (
     BLOCK,
-    EXPERT_FIELDS,
-    HEAD_SIZE_FIELDS,
+    MODEL_FIELDS,
     OUT,
-    ROPE_FIELDS,
-    TEXT_FIELDS,
     attention_sizes,
     dense_rules,
     expert_rules,
@@ -185,10 +182,7 @@ NEXTN = (
 
 FIELDS = (
     Field("block_count", "u32", lambda c: c.positive("num_hidden_layers") + _nextn(c)),
-    *TEXT_FIELDS,
-    *ROPE_FIELDS,
-    *EXPERT_FIELDS,
-    *HEAD_SIZE_FIELDS,
+    *MODEL_FIELDS,
     Field("expert_feed_forward_length", "u32", lambda c: c.positive("moe_intermediate_size")),
     Field(
         "expert_shared_feed_forward_length",

@@ -4,11 +4,8 @@ from collections.abc import Mapping
 
 from gemcut.convert.families.common import (
     BLOCK,
-    EXPERT_FIELDS,
-    HEAD_SIZE_FIELDS,
+    MODEL_FIELDS,
     OUT,
-    ROPE_FIELDS,
-    TEXT_FIELDS,
     attention_rules,
     attention_sizes,
     expert_rules,
@@ -54,10 +51,7 @@ FAMILY = Family(
     ),
     fields=(
         Field("block_count", "u32", _block_count),
-        *TEXT_FIELDS,
-        *ROPE_FIELDS,
-        *EXPERT_FIELDS,
-        *HEAD_SIZE_FIELDS,
+        *MODEL_FIELDS,
         Field("expert_feed_forward_length", "u32", lambda c: c.positive("moe_intermediate_size")),
     ),
     sizes=sizes,
