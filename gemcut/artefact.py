@@ -17,6 +17,7 @@ Reader = Callable[[Any, str], T]  # of a value, and what it is
 
 MAX_SIZE = 1 << 28  # bytes: the artefacts of the largest models take a few of 2^20
 _PIECE = 1 << 20
+_LARGEST = 1e60  # of numbers in files: products of their squares are numbers, too
 
 
 def read_bytes(path: Path, most: int) -> bytes:
@@ -104,7 +105,7 @@ def sequence(raw: Any, what: str, length: int | None = None) -> list[Any]:
 
 def number(raw: Any, what: str) -> float:
     """A finite number."""
-    if type(raw) not in (int, float) or not abs(raw) < 1e300:
+    if type(raw) not in (int, float) or not abs(raw) < _LARGEST:
         raise TypeError(f"{what} is {raw!r:.40}, wanted a number")
     return float(raw)
 

@@ -96,13 +96,7 @@ _LARGEST = 1e12
 # The float types' bits: where all of these are set, the value is NaN or infinite.
 _EXPONENTS = {"f32": ("<u4", 0x7F800000), "f16": ("<u2", 0x7C00), "bf16": ("<u2", 0x7F80)}
 _NOT_STORED = {"q8_1", "q8_k"}  # the formats that activations take inside a dot product
-_CARRIED = {
-    "i8",
-    "i16",
-    "i32",
-    "i64",
-    "f64",
-}  # a file may hold them; they are never made of weights
+_CARRIED = {"i8", "i16", "i32", "i64", "f64"}  # in files, and never made of weights
 
 
 def library_folder() -> Path:
@@ -194,7 +188,13 @@ def type_named(name: str) -> Type:
 
 def type_with_id(number: int) -> Type | None:
     """The type with ggml's number, or None if it is none that a file may hold."""
-    return next((t for t in _stored().values() if t.id == number), None)
+    return _numbered().get(number)
+
+
+@cache
+def _numbered() -> dict[int, Type]:
+    """Files with types per expert have tens of thousands of tensors, each with a number."""
+    return {kind.id: kind for kind in _stored().values()}
 
 
 def needs_importance(kind: Type) -> bool:

@@ -27,7 +27,7 @@ from gemcut.gguf_header import Deferred, TensorInfo, Value
 __all__ = ["GGUFFile", "Deferred", "TensorInfo", "Value"]  # the last three are of gguf_header
 
 MAGIC = b"GGUF"
-ALIGNMENT = 32
+ALIGNMENT_KEY, ALIGNMENT = "general.alignment", 32  # and what it is unless it is said
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 
 # The scalar kinds with their numbers in the file and their layout.
@@ -95,9 +95,10 @@ class GGUFFile(Closing):
             raise GGUFError(f"{self.path}: two metadata values of one key")
         self.per_expert = is_marked(values)
         self.metadata: Mapping[str, Value] = restored(values, str(self.path))
-        alignment = self.metadata.get("general.alignment", Value("u32", ALIGNMENT)).data
+        alignment = self.get(ALIGNMENT_KEY, ALIGNMENT)
         if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
             raise GGUFError(f"{self.path}: alignment {alignment!r} is not a power of two")
+        self.alignment = alignment  # of tensors, in bytes
         infos = [cursor.tensor() for _ in range(n_tensors)]
         self.tensors: Mapping[str, TensorInfo] = {info.name: info for info in infos}
         if len(self.tensors) != len(infos):
@@ -164,9 +165,10 @@ class GGUFFile(Closing):
             pass
 
 
-def state_of(descriptor: int) -> tuple[int, ...]:
-    """What tells an opened file from any that takes its name, and from itself once changed."""
-    found = os.fstat(descriptor)
+def state_of(file: int | Path) -> tuple[int, ...]:
+    """What tells a file, opened or by its name, from any that takes its name, and from itself once
+    changed. Raises OSError."""
+    found = os.stat(file)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 

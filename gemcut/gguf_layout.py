@@ -14,10 +14,18 @@ from typing import TypeVar
 import numpy as np
 
 from gemcut.errors import GGUFError, OutputError, UsageError
-from gemcut.gguf_file import ALIGNMENT, ARRAY, MAGIC, SCALARS, STRING, TensorInfo, Value
+from gemcut.gguf_file import (
+    ALIGNMENT,
+    ALIGNMENT_KEY,
+    ARRAY,
+    MAGIC,
+    SCALARS,
+    STRING,
+    TensorInfo,
+    Value,
+)
 
 VERSION = 3
-ALIGNMENT_KEY = "general.alignment"
 _MAX_ALIGNMENT = 1 << 20  # a damaged one must not make gigabytes of padding
 _MAX_FILES = 0xFFFF  # split.count is a u16
 

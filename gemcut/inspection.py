@@ -27,7 +27,7 @@ The JSON (`Inspection.to_dict`); sizes are bytes, and what is not known is null:
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -37,9 +37,8 @@ from gemcut.gguf_file import TensorInfo, Value
 from gemcut.kv_layout import kv_layout
 from gemcut.kv_summary import CacheSummary, summary
 from gemcut.provenance import Imatrix, Made, imatrix, made
+from gemcut.roles import role_of
 from gemcut.vocabulary import Template, Vocabulary, templates, vocabulary
-
-Role = Callable[[str], str]  # the role of a tensor's name
 
 _BLOCK = re.compile(r"blk\.(\d{1,9})\.")
 _LOOKUPS = ("embedding", "per_layer_embedding")  # of which a token reads one row
@@ -183,7 +182,6 @@ def inspect(
     origin: Origin,
     metadata: Mapping[str, Value],
     tensors: Iterable[TensorInfo],
-    role_of: Role,
     notes: Sequence[str] = (),
     stacks: Iterable[Stack] = (),
 ) -> Inspection:
@@ -196,7 +194,7 @@ def inspect(
     Raises:
         GGUFError: the metadata is not what it should be.
     """
-    found = tuple((role_of(info.name), info) for info in tensors)
+    found = tuple((role_of(info.name).name, info) for info in tensors)
     architecture = str(_get(metadata, "general.architecture") or "unknown")
     shape = _shape(architecture, metadata)
     tied = all(info.name != "output.weight" for _, info in found)
@@ -221,15 +219,16 @@ def inspect(
         imatrix(metadata),
         found,
         notes=tuple(notes),
-        stacks=tuple(_experts(stack, role_of(stack.name)) for stack in stacks),
+        stacks=tuple(map(_experts, stacks)),
     )
 
 
-def _experts(stack: Stack, role: str) -> Experts:
+def _experts(stack: Stack) -> Experts:
     counts = Counter(sorted(stack.types, key=lambda kind: (-kind.bpw, kind.name)))
     types = {kind.name: count for kind, count in counts.items()}
     bpw = 8 * stack.nbytes / stack.weights
-    return Experts(stack.name, role, len(stack.experts), types, stack.nbytes, bpw)
+    role, experts = role_of(stack.name).name, len(stack.experts)
+    return Experts(stack.name, role, experts, types, stack.nbytes, bpw)
 
 
 def block_sizes(columns: int) -> list[int]:
@@ -255,7 +254,7 @@ def _shape(architecture: str, metadata: Mapping[str, Value]) -> Shape:
     def number(key: str) -> int:
         data = _get(metadata, f"{architecture}.{key}")
         data = max(data, default=0) if isinstance(data, list) else data
-        return data if isinstance(data, int) else 0
+        return max(data, 0) if isinstance(data, int) else 0
 
     return Shape(
         blocks=number("block_count"),

@@ -69,7 +69,8 @@ def _lines(files: Sequence[PurePath], metadata: Mapping[str, Value], run: Run) -
     for name, key in _SAMPLING.items():
         value = metadata.get(f"general.sampling.{key}")
         if value is not None and isinstance(value.data, int | float):
-            yield f"PARAMETER {name} {value.data:g}"
+            said = f"{value.data:g}" if isinstance(value.data, float) else value.data
+            yield f"PARAMETER {name} {said}"
     tokens = vocabulary(metadata)
     for text in dict.fromkeys(token.text for token in tokens.ends) if tokens else ():
         if (quoted := _quoted(text)) is not None:

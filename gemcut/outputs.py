@@ -54,7 +54,8 @@ def completed(path: Path) -> Iterator[Path]:
             os.fsync(lock.fd)
             lock.rename(path)
         except OSError as error:
-            raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+            why = error.strerror or error  # not every library says it in the system's words
+            raise OutputError(f"{path}: cannot be written: {why}") from error
         finally:
             with suppress(OSError):  # what stopped the writing may stop this, too
                 lock.remove()

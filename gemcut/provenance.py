@@ -8,6 +8,8 @@ from typing import Any
 from gemcut.gguf_file import Value
 from gemcut.plan import METADATA_KEY
 
+_DEEPEST = 16  # levels; a plan's answers have four
+
 
 @dataclass(frozen=True)
 class Made:
@@ -40,7 +42,17 @@ def made(metadata: Mapping[str, Value]) -> Made | None:
         return None
     if not isinstance(document, dict):
         return None
-    return Made(document.get("request"), document.get("solver"), document.get("predicted"))
+    answers = [document.get(name) for name in ("request", "solver", "predicted")]
+    return Made(*answers) if _is_shallow(answers, _DEEPEST) else None
+
+
+def _is_shallow(document: Any, most: int) -> bool:
+    """Whether JSON has no more levels than that: who shows it goes down, one by one."""
+    if isinstance(document, dict):
+        document = [*document.values()]
+    if not isinstance(document, list):
+        return True
+    return most > 0 and all(_is_shallow(each, most - 1) for each in document)
 
 
 def imatrix(metadata: Mapping[str, Value]) -> Imatrix | None:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-_BLOCK = re.compile(r"(?:dec\.|enc\.)?blk\.(\d+)\.(.+)")
+_BLOCK = re.compile(r"(?:dec\.|enc\.)?blk\.(\d{1,9})\.(.+)", re.ASCII)
 
 # The first pattern that a name begins with or, after a *, holds anywhere.
 _OUTSIDE = (

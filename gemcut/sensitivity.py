@@ -12,12 +12,13 @@ The file is sorted JSON with one tensor and one group per line, so that two can 
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gemcut.artefact import (
+    Reader,
     amount,
     each,
     fields,
@@ -177,7 +178,7 @@ def _line(value: Any) -> str:
 
 
 def _sensitivity(document: Mapping[str, Any]) -> Sensitivity:
-    read: dict[str, Callable[[Any, str], Any]] = {
+    read: dict[str, Reader[Any]] = {
         "architecture": string,
         "source": string,
         "imatrix": optional_string,

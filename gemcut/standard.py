@@ -13,13 +13,12 @@ from typing import Any
 
 from gemcut.engine import PINNED, ContextOptions, ModelOptions
 from gemcut.errors import EngineError, printable
-from gemcut.gguf_file import ALIGNMENT, SCALARS, GGUFFile, Value
+from gemcut.gguf_file import ARRAY, SCALARS, STRING, GGUFFile, Value
 from gemcut.gguf_layout import aligned
 from gemcut.gguf_parts import GGUFParts, part_paths
 from gemcut.llama.experts import ADVICE
 from gemcut.llama.memory import probe
 
-_ARRAY, _STRING = 9, 8  # numbers of value types in a file
 _TOKENS = 256  # of the context that llama.cpp is asked about
 _SPLIT = "Ollama takes such files from 0.35 on; older ones, after llama-gguf-split --merge"
 _TEMPLATE = "Ollama and LM Studio need to be told one"
@@ -82,12 +81,12 @@ def _stacks(parts: GGUFParts) -> Check:
 def _layout(parts: GGUFParts) -> Check:
     """What ggml demands: tensors one behind the other, each padded to the alignment."""
     for file in parts.files:
-        alignment, expected = file.get("general.alignment", ALIGNMENT), 0
+        expected = 0
         for info in file.tensors.values():
             if info.offset != expected:
                 where = f"{info.name} begins at {info.offset}, wanted {expected}"
                 return Check("layout", False, printable(f"{file.path.name}: {where}"))
-            expected += aligned(info.nbytes, alignment)
+            expected += aligned(info.nbytes, file.alignment)
         if file.version == _LEGACY:
             return Check("layout", None, f"{file.path.name}: GGUF version 2, which is outdated")
     return Check("layout", True, "GGUF version 3, tensors in order and aligned")
@@ -152,8 +151,8 @@ def _other_values(ours: Mapping[str, Value], theirs: Mapping[str, Any]) -> Itera
 def _types(kind: str) -> list[int]:
     """The numbers of a kind's value types in a file, as gguf-py lists them."""
     one = kind.strip("[]")
-    number = _STRING if one == "str" else SCALARS[one][0]
-    return [_ARRAY, number] if kind.startswith("[") else [number]
+    number = STRING if one == "str" else SCALARS[one][0]
+    return [ARRAY, number] if kind.startswith("[") else [number]
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -5,13 +5,13 @@ is a sum over its experts, so it is known, too, where experts have types of thei
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from gemcut import ggml
-from gemcut.artefact import amount, each, fields, sequence, share, string
+from gemcut.artefact import Reader, amount, each, fields, sequence, share, string
 from gemcut.errors import PlanError
 
 PARTS = ("gate", "up")  # of a tensor that holds both, when they are written apart
@@ -98,7 +98,7 @@ def tensor_to_dict(tensor: TensorSensitivity) -> dict[str, Any]:
 
 def read_tensor(raw: Any, what: str) -> TensorSensitivity:
     """A tensor out of plain data. Raises TypeError, ValueError or PlanError: it is none."""
-    read: dict[str, Callable[[Any, str], Any]] = {
+    read: dict[str, Reader[Any]] = {
         "group": string,
         "errors": lambda errors, where: each(_error, errors, where),
     }
@@ -122,7 +122,7 @@ def _shares(raw: Any, what: str) -> tuple[float, ...]:
     return tuple(share(one, what) for one in sequence(raw, what))
 
 
-_MORE: Mapping[str, Callable[[Any, str], Any]] = {  # fields that not every tensor has
+_MORE: Mapping[str, Reader[Any]] = {  # fields that not every tensor has
     "lattice": share,
     "experts": _shares,
     "routed": _shares,

@@ -78,8 +78,8 @@ def vocabulary(metadata: Mapping[str, Value]) -> Vocabulary | None:
     model = _data(metadata, "model")
     if model is None:
         return None
-    given = _data(metadata, "tokens")
-    tokens: list[str] = given if isinstance(given, list) else []
+    given = metadata.get("tokenizer.ggml.tokens")
+    tokens: list[str] = given.data if given and given.kind == "[str]" else []
     special = {}
     for name, key in _SPECIAL.items():
         number = _data(metadata, f"{key}_token_id")
