@@ -33,9 +33,10 @@ MINUTES ?= 60
 fuzz: $(READY) ## damaged files for every reader, for MINUTES=60; findings in build/fuzz
 	.venv/bin/python -m tests.fuzz --minutes $(MINUTES) --processes 2
 
-faults: $(READY) ## kill, interrupt and starve the commands, 200 times and more (KILLS=)
+KILLS ?= 200
+faults: $(READY) ## kill, interrupt and starve the commands, KILLS=200 times and more
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive OPENBLAS_NUM_THREADS=1 \
-	    .venv/bin/python -m tests.faults --kills $(or $(KILLS),200)
+	    .venv/bin/python -m tests.faults --kills $(KILLS)
 
 lint: $(READY) ## formatting, lint and types
 	.venv/bin/ruff format --check .

@@ -13,7 +13,7 @@ from gemcut.llama.experts_library import library_file
 from gemcut.runtime.experts.build import build, compiler
 from gemcut.user_cache import cache_folder
 
-pytest_plugins = ["tests.hub"]
+pytest_plugins = ["tests.family_checks", "tests.hub"]
 
 USERS = cache_folder()  # before tests have one of their own
 

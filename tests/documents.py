@@ -45,17 +45,14 @@ def commands(page: Path) -> Iterator[str]:
         if block.language == TRANSCRIPT:
             lines = [line[2:] for line in lines if line.startswith("$ ")]
         if block.language in (COMMANDS, TRANSCRIPT):
-            yield from (shlex.join(words) for line in lines if (words := _words(line)))
+            # As a shell divides a line; of what it treats specially, pipes are looked at later.
+            divided = (shlex.split(line, comments=True) for line in lines)
+            yield from (shlex.join(words) for words in divided if words)
 
 
 def headings(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     return {_anchor(heading) for heading in _HEADING.findall(prose(page))}
-
-
-def _words(line: str) -> list[str]:
-    """As a shell divides a line; of what it treats specially, pipes alone are looked at later."""
-    return shlex.split(line, comments=True)
 
 
 def _anchor(heading: str) -> str:

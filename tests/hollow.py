@@ -10,7 +10,7 @@ from gemcut.gguf_experts import expert_name, marked
 from gemcut.gguf_file import TensorInfo
 from gemcut.gguf_layout import Layout
 from gemcut.profile import Processor, Profile
-from tests.test_kv_cache import metadata_of
+from tests.weightless import metadata_of
 
 MIB, GIB = 1 << 20, 1 << 30
 HOST = Processor("cpu", "host", 32 * GIB, GIB, 40e9, {}, 5e11)

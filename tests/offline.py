@@ -12,10 +12,11 @@ import platform
 import struct
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
-from tests.rpc import child_environment
+from tests.child import child_environment, run_code
 
 # Of linux/audit.h and the tables of system calls.
 _MACHINES = {
@@ -41,14 +42,12 @@ class _Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_char_p)]
 
 
+@cache
 def why_not():
     """Why it cannot be done here, or None."""
     if not sys.platform.startswith("linux") or platform.machine() not in _MACHINES:
         return "seccomp filters are Linux's; their numbers are known for x86_64 and aarch64"
-    code = "from tests.offline import shut; shut(server=False)"
-    tried = subprocess.run(
-        [sys.executable, "-c", code], env=child_environment(), capture_output=True, text=True
-    )
+    tried = run_code("from tests.offline import shut; shut(server=False)")
     return f"no seccomp filter can be set here: {tried.stderr[-200:]}" if tried.returncode else None
 
 

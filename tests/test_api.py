@@ -3,8 +3,6 @@
 import dataclasses
 import inspect
 import pkgutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,8 +16,7 @@ from gemcut.errors import ContextFull, EngineError, GemcutError, PlanError, Usag
 from gemcut.llama import Model
 from gemcut.plan import Plan
 from gemcut.quantize.intent import _READERS, understand
-
-ROOT = Path(__file__).parent.parent
+from tests.child import run_code
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +63,7 @@ def test_importing_it_loads_nothing():
     """`from gemcut import api` is enough, and quick."""
     code = "import sys; from gemcut import api; print('numpy' in sys.modules, api.load.__name__)"
 
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = run_code(code)
 
     assert ["False", "load"] == done.stdout.split(), done.stderr
 

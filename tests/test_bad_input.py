@@ -189,10 +189,7 @@ SHARD = "model-00002-of-00003.safetensors"
 
 def edit_index(change):
     def damage(folder):
-        path = folder / checkpoints.INDEX
-        index = json.loads(path.read_text())
-        change(index["weight_map"])
-        path.write_text(json.dumps(index))
+        checkpoints.edit(folder / checkpoints.INDEX, lambda index: change(index["weight_map"]))
 
     return damage
 

@@ -3,15 +3,14 @@
 import json
 
 import pytest
-from click.testing import CliRunner
 
-from gemcut.cli import main
 from gemcut.engine import ContextOptions
 from gemcut.errors import UsageError
 from gemcut.llama import Context, Model
 from gemcut.profile import Processor, Profile
 from gemcut.runtime.speed.measured import speed, speeds
 from gemcut.runtime.speed.records import records
+from tests.shell import run
 
 QUICK = ["-p", "16", "-n", "4", "-r", "1", "-t", "1"]
 MACHINE = Profile(
@@ -38,7 +37,7 @@ def machine(monkeypatch, tmp_path):
 
 
 def bench(*words):
-    return CliRunner().invoke(main, ["bench", *map(str, words)])
+    return run("bench", *words)
 
 
 def test_every_depth_is_measured(context):
@@ -107,10 +106,10 @@ def test_other_runs_are_compared(machine, q8_0):
     assert ["as planned", "-t 1 -ub 32 -ctk q8_0", "-t 1"] == [run["flags"] for run in runs]
     assert runs[1]["placement"]["context"]["n_ubatch"] == 16  # no more than is read
     assert runs[1]["placement"]["context"]["type_k"] == "q8_0"
-    for run in runs:
-        (row,) = run["rows"]
+    for each in runs:
+        (row,) = each["rows"]
         assert row["decode"]["measured"] > 0 and row["prefill"]["predicted"] > 0
-        assert run["memory"]["cpu"]["measured"] > 0
+        assert each["memory"]["cpu"]["measured"] > 0
 
 
 def test_the_second_time_the_first_is_known(machine, q8_0):

@@ -4,23 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from gemcut.cli import COMMANDS, main
-
-
-def run(*arguments: object) -> Result:
-    """Run gemcut as from a shell; nothing but an exit may escape."""
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit)
-    return result
-
-
-def refused(result: Result, code: int = 1) -> str:
-    """The one line that a refused command printed."""
-    assert result.exit_code == code
-    assert result.stdout == ""
-    return result.stderr
+from gemcut.cli import COMMANDS
+from tests.shell import refused, run
 
 
 @pytest.mark.parametrize("command", COMMANDS)

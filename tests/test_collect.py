@@ -7,12 +7,10 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gemcut import api
-from gemcut.cli import main
 from gemcut.engine import ContextOptions, ModelOptions
 from gemcut.errors import EngineError, OutputError, TextError, UsageError
 from gemcut.gguf_file import GGUFFile
@@ -24,6 +22,7 @@ from gemcut.quantize.statistics import Statistics, read_statistics
 from gemcut.runtime.language.template import Template
 from tests import families
 from tests.rpc import beside_a_device
+from tests.shell import run
 
 N_CTX, CHUNKS = 64, 5
 
@@ -305,11 +304,11 @@ def test_weights_on_another_device_are_watched_as_well(bf16, text, collected, tm
 def test_the_command_line_collects_merges_and_reports(bf16, text, tmp_path):
     """The table or JSON on stdout; merging a file with itself doubles it."""
     one, two = tmp_path / "one.gguf", tmp_path / "two.gguf"
-    arguments = ["imatrix", str(bf16), "--text", str(text), "-c", "64", "--chunks", "5", "-t", "1"]
-    plot = ["--plot", str(tmp_path / "load.png"), "--json"]
+    arguments = ["imatrix", bf16, "--text", text, "-c", 64, "--chunks", 5, "-t", 1]
+    plot = ["--plot", tmp_path / "load.png", "--json"]
 
-    collected = CliRunner().invoke(main, [*arguments, "-o", str(one), *plot])
-    merged = CliRunner().invoke(main, ["imatrix", "--merge", str(one), str(one), "-o", str(two)])
+    collected = run(*arguments, "-o", one, *plot)
+    merged = run("imatrix", "--merge", one, one, "-o", two)
 
     assert (0, 0) == (collected.exit_code, merged.exit_code), collected.output + merged.output
     found = json.loads(collected.stdout)
@@ -327,7 +326,7 @@ def test_the_command_line_collects_merges_and_reports(bf16, text, tmp_path):
     "arguments", [["a.gguf", "b.gguf"], ["--merge", "a.gguf", "--text", "t"], []]
 )
 def test_wrong_usage_is_told(arguments, tmp_path):
-    done = CliRunner().invoke(main, ["imatrix", "-o", str(tmp_path / "i.gguf"), *arguments])
+    done = run("imatrix", "-o", tmp_path / "i.gguf", *arguments)
 
     assert 2 == done.exit_code
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gemcut import ggml, llama
-from gemcut.engine import ContextOptions, ModelOptions
+from gemcut.engine import ModelOptions
 from gemcut.errors import EngineError, GemcutError
 from gemcut.gguf_experts import Stack, expert_name
 from gemcut.gguf_file import GGUFFile, TensorInfo
@@ -20,6 +20,7 @@ from gemcut.llama.stock_view import patterns, stock_view
 from gemcut.profile import HOST
 from gemcut.runtime.placement.held import Names
 from tests import per_expert
+from tests.decoding import small
 from tests.rpc import beside_a_device
 
 pytestmark = pytest.mark.usefixtures("experts_library")
@@ -27,10 +28,6 @@ pytestmark = pytest.mark.usefixtures("experts_library")
 MIXED = ("q4_0", "q8_0", "iq4_nl")
 PLAIN = ModelOptions(repack=False, load_mode="none")
 TOKENS = np.random.default_rng(0).integers(5, 1000, 96)
-
-
-def small(**changes):
-    return ContextOptions(**{"n_ctx": 256, "n_ubatch": 64, "threads": 1, **changes})
 
 
 def mixed(_, expert):

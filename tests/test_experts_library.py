@@ -1,6 +1,5 @@
 """The library that runs types per expert: built once, found again, refused if it does not fit."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from gemcut.errors import EngineError
 from gemcut.llama import experts_library as library_module
 from gemcut.runtime.experts import build
 from tests import per_expert
-from tests.rpc import child_environment
+from tests.child import run_code
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +34,7 @@ LOAD = "import sys; from gemcut.llama import Model; Model.load(sys.argv[1])"
 
 def test_what_is_not_built_is_said(several, elsewhere):
     """By a process that did not load it yet; stock files work there."""
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, several],
-        env=child_environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run_code(LOAD, several)
     assert "run `gemcut build-experts`" in done.stderr and "gemcut convert" in done.stderr
     assert "not built: run" in CliRunner().invoke(main, ["doctor"]).output
 

@@ -9,7 +9,7 @@ import pytest
 from gemcut import ggml
 from gemcut.llama.experts_library import sources
 from gemcut.runtime.experts import build
-from tests.rpc import child_environment
+from tests.child import child_environment
 
 HARNESS = Path(__file__).with_name("experts_harness.cpp")
 FLAGS = ["-std=c++17", "-O0", "-g1", "-fno-sanitize-recover=undefined"]

@@ -11,6 +11,7 @@ import pytest
 from gemcut import api
 from gemcut.api import Target
 from gemcut.errors import CheckpointError, GGUFError
+from tests.child import run_code
 from tests.faults.commands import CHECKPOINT, shard
 
 ROOT = Path(__file__).parent.parent
@@ -52,10 +53,7 @@ def test_a_mapped_file_that_is_cut_short_ends_the_process_with_words(tmp_path):
     """Which file it was, and code 1; without this it ends by a signal, in silence."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(bytes(1 << 20))
-    command = [sys.executable, "-c", MAPPED, str(path)]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
+    done = run_code(MAPPED, path)
     assert (1, "") == (done.returncode, done.stdout)
     assert "Error: " in done.stderr and "run the same command again" in done.stderr
     if sys.platform == "linux":

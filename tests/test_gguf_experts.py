@@ -1,7 +1,5 @@
 """Files with a type for every single expert: what marks them, and what is found wrong in them."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
 
@@ -27,6 +25,7 @@ from gemcut.gguf_file import GGUFFile, TensorInfo, Value
 from gemcut.gguf_layout import header, layouts
 from gemcut.gguf_parts import GGUFParts
 from gemcut.gguf_writer import GGUFWriter
+from tests.child import run_code
 
 STACK = "blk.0.ffn_down_exps.weight"
 TYPES = [ggml.type_named(name) for name in ("q4_0", "q8_0", "f16", "q4_0")]
@@ -237,6 +236,6 @@ def test_stock_loaders_refuse_it_by_its_architecture(experts, tmp_path):
     """And say so, before they look for tensors; in a process whose log is llama.cpp's own."""
     path = write(tmp_path / "x.gguf", experts)
     code = f"import llama_cpp; llama_cpp.Llama({str(path)!r}, n_gpu_layers=0)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = run_code(code)
     assert done.returncode == 1 and "Failed to load model" in done.stderr
     assert f"unknown model architecture: 'gemma4{MARK}'" in done.stderr

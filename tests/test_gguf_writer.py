@@ -2,10 +2,7 @@
 
 import errno
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +14,7 @@ from gemcut.errors import GGUFError, OutputError
 from gemcut.gguf_file import GGUFFile, TensorInfo, Value
 from gemcut.gguf_layout import file_size, header, laid_out
 from gemcut.gguf_writer import GGUFWriter
+from tests.child import run_code
 
 F32 = ggml.type_named("f32")
 INFOS = [TensorInfo("a", (3, 5), F32), TensorInfo("b", (2, 4, 5), F32)]
@@ -195,9 +193,7 @@ except OutputError as error:
     sys.exit(0 if "File too large" in str(error) else str(error))
 sys.exit("written")
 """
-    command = [sys.executable, "-c", code, str(tmp_path / "a.gguf")]
-    root = Path(__file__).parent.parent
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    done = run_code(code, tmp_path / "a.gguf")
 
     assert (0, "") == (done.returncode, done.stderr)
     assert [] == list(tmp_path.iterdir())

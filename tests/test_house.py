@@ -4,7 +4,6 @@ import ast
 import re
 import runpy
 import subprocess
-import sys
 import textwrap
 import tomllib
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemcut.engine import PINNED
+from tests.child import run_code
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -197,7 +197,7 @@ def test_importing_gemcut_loads_nothing_heavy():
     heavy = {"gguf", "huggingface_hub", "llama_cpp", "numpy", "safetensors", "torch"}
     code = f"import sys, gemcut, gemcut.cli; print(*sorted({heavy!r} & sys.modules.keys()))"
 
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = run_code(code)
 
     assert (0, "") == (done.returncode, done.stdout.strip()), done.stderr
 

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from gguf.constants import MODEL_TENSORS, TENSOR_NAMES
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gemcut import api, ggml
-from gemcut.cli import main
 from gemcut.engine import ModelOptions
 from gemcut.gguf_file import GGUFFile, Value
 from gemcut.gguf_layout import header
@@ -26,6 +24,7 @@ from gemcut.quantize.roles import PRIORS
 from gemcut.roles import role_of
 from gemcut.vocabulary import templates, vocabulary
 from tests import checkpoints
+from tests.shell import run
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,7 @@ def round_trip(kind, rows):
 
 
 def inspected(*arguments: object) -> str:
-    result = CliRunner().invoke(main, ["inspect", *map(str, arguments)])
+    result = run("inspect", *arguments)
     assert result.exit_code == 0, result.stderr
     return result.stdout
 
@@ -95,6 +94,19 @@ def test_an_embedding_of_its_own_is_not_active(tmp_path: Path):
         write(path, {"general.architecture": Value("str", "llama")}, {**tensors, **extra}, f32)
         found = api.inspect_source(path)
         assert (found.active, found.embedding) == (active, kind)
+
+
+def test_a_context_that_is_none_is_not_known(q4_k_m: Path, tmp_path: Path):
+    """Of a file that names no number of tokens; its caches are shown for the least of contexts."""
+    with GGUFFile(q4_k_m) as file:
+        metadata = dict(file.metadata)
+    for number in (-5, 0):
+        path = tmp_path / "a.gguf"
+        values = metadata | {"gemma4.context_length": Value("i32", number)}
+        write(path, values, {"token_embd.weight": (64, 32)}, ggml.type_named("f32"))
+        found = api.inspect_source(path)
+        assert found.cache is not None
+        assert (0, [8192]) == (found.shape.context, list(found.cache.contexts))
 
 
 def test_the_real_caches_have_their_measured_numbers(real: Inspection):
@@ -171,6 +183,7 @@ def test_every_name_of_llama_cpp_has_a_role_with_a_prior():
         ("blk.7.shortconv.in_proj.weight", "recurrent"),
         ("blk.7.inp_gate.weight", "per_layer"),
         ("rope_freqs.weight", "other"),
+        pytest.param(f"blk.{'9' * 5000}.attn_q.weight", "other", id="no block has such a number"),
     ],
 )
 def test_names_fall_into_their_roles(name, role):
@@ -271,6 +284,17 @@ def test_harmonys_end_of_a_message_does_not_end_the_answer():
     assert list(found.special) == ["eos"]
 
 
+def test_tokens_that_are_no_texts_are_none():
+    metadata = {
+        "tokenizer.ggml.model": Value("str", "gpt2"),
+        "tokenizer.ggml.tokens": Value("[i32]", [1, 2]),
+        "tokenizer.ggml.eos_token_id": Value("u32", 0),
+    }
+    found = vocabulary(metadata)
+
+    assert found is not None and (0, {}, ()) == (found.size, found.special, found.ends)
+
+
 def test_templates_tell_what_they_speak_of():
     key = "tokenizer.chat_template"
     metadata = {
@@ -288,7 +312,8 @@ def test_provenance_is_read_and_never_trusted():
     plan = {"request": {"size": 5}, "solver": {"name": "x"}, "version": 99, "predicted": {"kld": 1}}
     found = made({"gemcut.plan": Value("str", json.dumps(plan))})
     assert found is not None and (found.request, found.predicted) == ({"size": 5}, {"kld": 1})
-    for damaged in ("{", "[]", "[" * 100_000):
+    endless = '{"request": ' + '{"a": ' * 200 + "1" + "}" * 201
+    for damaged in ("{", "[]", "[" * 100_000, endless):
         assert made({"gemcut.plan": Value("str", damaged)}) is None
 
     told = {"file": "i.gguf", "dataset": "text.txt", "entries_count": 7, "chunks_count": 9}
@@ -373,7 +398,7 @@ def test_families_are_listed_without_a_source():
 def test_what_is_no_model_is_refused_in_a_line(tmp_path: Path):
     (tmp_path / "not.gguf").write_bytes(b"not a model")
     for path in (tmp_path, tmp_path / "not.gguf", tmp_path / "missing.gguf"):
-        result = CliRunner().invoke(main, ["inspect", str(path)])
+        result = run("inspect", path)
         assert result.exit_code == 1 and result.stdout == ""
         assert str(path) in result.stderr and result.stderr.count("\n") == 1
 

@@ -8,12 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gemcut import api, ggml
-from gemcut.cli import main
 from gemcut.cli.outcome import explanation
 from gemcut.convert.model import Model
 from gemcut.errors import PlanError, SensitivityError, UsageError
@@ -33,6 +31,7 @@ from gemcut.runtime.machine.profiles import with_limits
 from gemcut.runtime.placement.problem import Option
 from gemcut.sensitivity import Sensitivity
 from gemcut.tensor_sensitivity import LocalError, TensorSensitivity
+from tests.shell import run
 
 DOWN = "blk.1.ffn_down_exps.weight"
 QUICK = ("q2_k", "q3_k", "q4_0", "q5_0", "q6_k", "q8_0")
@@ -412,11 +411,11 @@ def test_other_sizes_and_skews(model, bpw, skew):
 def test_on_the_command_line(checkpoint, skewed, tmp_path):
     imatrix, plan = tmp_path / "imatrix.gguf", tmp_path / "plan.json"
     write_statistics(imatrix, skewed)
-    words = ["plan", str(checkpoint), "--per-expert", "--bpw", "4.5", "--imatrix", str(imatrix)]
+    words = ["plan", checkpoint, "--per-expert", "--bpw", 4.5, "--imatrix", imatrix]
     words += ["--machine", "ddr4-3200", "--types", ",".join(QUICK)]
 
-    shown = CliRunner().invoke(main, [*words, "-o", str(plan)], env={"COLUMNS": "160"})
-    said = CliRunner().invoke(main, [*words, "--json"])
+    shown = run(*words, "-o", plan, COLUMNS="160")
+    said = run(*words, "--json")
 
     assert shown.exit_code == 0, shown.output
     assert "types per expert  predicted KL divergence x 0." in shown.output

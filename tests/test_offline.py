@@ -2,14 +2,14 @@
 
 import json
 import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 
 import pytest
 
+from tests.child import run_code
 from tests.offline import gemcut, why_not
-from tests.rpc import child_environment, free_port, wait_for
+from tests.rpc import free_port, wait_for
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 TRY = """
@@ -53,13 +53,7 @@ def ended(process, seconds=120):
 )
 def test_the_filter_bites(kind, expected):
     """No socket of the internet; a server may listen, and connect to nothing."""
-    done = subprocess.run(
-        [sys.executable, "-c", TRY, kind],
-        env=child_environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run_code(TRY, kind)
     assert expected == done.stdout.splitlines(), done.stderr
 
 

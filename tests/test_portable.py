@@ -2,12 +2,10 @@
 
 import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.child import ROOT, run_code
 
 # What Python has on Unix alone, as far as anything here could want it.
 MODULES = ("curses", "fcntl", "grp", "pty", "pwd", "readline", "resource", "termios", "tty")
@@ -60,16 +58,10 @@ print(api.inspect_source(output).size, api.open_source(output).weights)
 """
 
 
-def run(code: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
-    """Run some Python in a process of its own."""
-    command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-
-
 @pytest.mark.skipif(os.name == "nt", reason="takes away what is not there")
 def test_every_module_is_imported_where_there_is_no_unix():
     """No module needs fcntl, signals or calls of Unix to be imported."""
-    done = run(IMPORTING)
+    done = run_code(IMPORTING, PYTHONWARNINGS="error")
 
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 200
@@ -80,7 +72,7 @@ def test_a_file_is_the_same_without_what_unix_has(checkpoint, q8_0, tmp_path):
     """Written without positional writes and reserved room, and read back."""
     output = tmp_path / "a.gguf"
 
-    done = run(CUTTING, checkpoint, output)
+    done = run_code(CUTTING, checkpoint, output, PYTHONWARNINGS="error")
 
     assert done.returncode == 0, done.stderr
     assert output.read_bytes() == q8_0.read_bytes()

@@ -1,10 +1,8 @@
 """Interrupted work is continued: the same bytes, whenever and in whatever way it stopped."""
 
-import errno
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -23,19 +21,28 @@ from gemcut.gguf_file import Value
 from gemcut.journal import Journal, Record
 from gemcut.quantize import writer
 from gemcut.quantize.widths import splits
-from tests.test_cli import refused, run
+from tests.resuming import (
+    RELEASE,
+    TARGET,
+    TILE,
+    Stop,
+    go_on,
+    interrupt,
+    journal,
+    partial,
+    records,
+    small_steps,
+    written,
+)
+from tests.shell import refused, run
 from tests.test_reshape import plan_of
 
 ROOT = Path(__file__).parent.parent
-TILE, RELEASE = 1 << 15, 1 << 18
-TARGET = Target("Q8_0")
 
 
 @pytest.fixture(autouse=True)
-def small_steps(monkeypatch):
-    """Some 250 tiles and 30 records for the demo's checkpoint."""
-    monkeypatch.setattr(writer, "TILE", TILE)
-    monkeypatch.setattr(writer, "RELEASE", RELEASE)
+def in_small_steps(monkeypatch):
+    small_steps(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -46,48 +53,7 @@ def model(checkpoint):
 @pytest.fixture(scope="module")
 def whole(model, tmp_path_factory):
     """The bytes that an uninterrupted run makes."""
-    path = tmp_path_factory.mktemp("whole") / "a.gguf"
-    api.quantize_model(model, path, TARGET)
-    return path.read_bytes()
-
-
-class Stop(Exception):
-    """Ends the work from outside."""
-
-
-def interrupt(model, path, after=0.5, error=Stop, **options):
-    """Write until that share of the weights is done; what was told, and what is left."""
-    told, done = [], 0
-
-    def progress(weights):
-        nonlocal done
-        done += weights
-        if done > after * model.weights:
-            raise error
-
-    with pytest.raises(error):
-        api.quantize_model(model, path, TARGET, progress=progress, tell=told.append, **options)
-    return told, sorted(each.name for each in path.parent.iterdir())
-
-
-def journal(path):
-    return path.with_name(f".{path.name}.journal")
-
-
-def partial(path):
-    return path.with_name(f".{path.name}.partial")
-
-
-def records(path):
-    return [json.loads(line) for line in journal(path).read_bytes().splitlines()[1:]]
-
-
-def go_on(model, path, target=TARGET, **options):
-    """Write it to its end; what was told."""
-    told = []
-    api.quantize_model(model, path, target, tell=told.append, **options)
-    assert not journal(path).exists() and not partial(path).exists()
-    return told
+    return written(model, tmp_path_factory.mktemp("whole") / "a.gguf")
 
 
 @pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, SystemExit, OutputError])
@@ -354,118 +320,6 @@ def test_a_journal_that_was_just_removed_is_not_locked(tmp_path):
         second.begin("other")
     with Journal(path, path) as third:
         assert "other" == third.key
-
-
-def test_a_disk_that_fills_up_keeps_what_is_written(model, whole, tmp_path, monkeypatch):
-    """Where room could not be reserved; with room again, the work goes on."""
-    path, write = tmp_path / "a.gguf", os.pwrite
-
-    def cannot(fd, offset, length):
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-
-    def full(fd, data, offset):
-        if offset > len(whole) // 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(fd, data, offset)
-
-    monkeypatch.setattr(os, "posix_fallocate", cannot, raising=False)
-    told = []
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", full)
-        with pytest.raises(OutputError, match=r"a.gguf: No space left on device while writing"):
-            api.quantize_model(model, path, TARGET, tell=told.append)
-
-    assert "% is kept" in told[0] and "continuing" in go_on(model, path)[0]
-    assert whole == path.read_bytes()
-
-
-def test_a_journal_that_cannot_be_written_ends_the_work(model, whole, tmp_path, monkeypatch):
-    """Nothing is finished that is not on record; what was on record before is continued."""
-    path, append, told = tmp_path / "a.gguf", Journal.append, []
-
-    def full(self, record):
-        if len(self.records) == 5:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        append(self, record)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "append", full)
-        with pytest.raises(OutputError, match="a.gguf: No space left on device"):
-            api.quantize_model(model, path, TARGET, tell=told.append)
-
-    assert 5 == len(records(path)) and "% is kept" in told[0]
-    go_on(model, path)
-    assert whole == path.read_bytes()
-
-
-def test_a_disk_that_is_too_small_is_noticed_where_room_cannot_be_reserved(
-    model, tmp_path, monkeypatch
-):
-    """The error says how much is needed and free; nothing is left, but what was kept stays."""
-    path = tmp_path / "a.gguf"
-
-    def cannot(fd, offset, length):
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-
-    usage = type("usage", (), {"free": 1_000_000})
-    monkeypatch.setattr(os, "posix_fallocate", cannot, raising=False)
-    monkeypatch.setattr("gemcut.gguf_writer.shutil.disk_usage", lambda _: usage)
-    words = r"a.gguf: No space left on device; 0.01 GB are needed, 0.00 GB are free"
-
-    with pytest.raises(OutputError, match=words):
-        api.quantize_model(model, path, TARGET)
-    assert [] == list(tmp_path.iterdir())
-
-    monkeypatch.undo()
-    small_steps_again(monkeypatch)
-    _, left = interrupt(model, path)
-    os.truncate(partial(path), 0)
-    monkeypatch.setattr(os, "posix_fallocate", cannot, raising=False)
-    monkeypatch.setattr("gemcut.gguf_writer.shutil.disk_usage", lambda _: usage)
-    with pytest.raises(OutputError, match=words):
-        api.quantize_model(model, path, TARGET)
-    assert left == sorted(each.name for each in tmp_path.iterdir())
-
-
-def small_steps_again(monkeypatch):
-    monkeypatch.setattr(writer, "TILE", TILE)
-    monkeypatch.setattr(writer, "RELEASE", RELEASE)
-
-
-@pytest.mark.parametrize("split", [None, 2_000_000])
-def test_a_limit_on_file_sizes_leaves_nothing(split, checkpoint, tmp_path):
-    """A real refusal of the system, in a process of its own."""
-    limit = 4_000_000 if split is None else 1_000_000
-    options = [] if split is None else ["--split-size", str(split)]
-    command = [sys.executable, "-m", "gemcut", "quantize", str(checkpoint), "--type", "Q8_0"]
-
-    def limited():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-
-    done = subprocess.run(
-        [*command, "-o", str(tmp_path / "a.gguf"), *options],
-        cwd=ROOT,
-        preexec_fn=limited,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert 1 == done.returncode and "File too large" in done.stderr
-    assert [] == list(tmp_path.iterdir())
-
-
-def test_a_small_disk_is_an_error_and_leaves_nothing(checkpoint, tmp_path):
-    """A real one, where one may be mounted."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3M", "tmpfs", str(tmp_path)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting is not allowed here")
-    try:
-        line = refused(run("convert", checkpoint, "-o", tmp_path / "a.gguf")).splitlines()[-1]
-        assert "No space left on device; 0.02 GB are needed, 0.00 GB are free" in line
-        assert [] == list(tmp_path.iterdir())
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_tensors_are_written_as_their_data_lies_in_the_source(model, whole, tmp_path):

@@ -10,9 +10,7 @@ import sys
 import httpx
 import openai
 import pytest
-from click.testing import CliRunner
 
-from gemcut.cli import main
 from gemcut.cli.serve import keys_of
 from gemcut.engine import ContextOptions
 from gemcut.errors import UsageError
@@ -24,8 +22,9 @@ from gemcut.runtime.server.asking import Asked
 from gemcut.runtime.server.security import is_loopback
 from gemcut.runtime.server.service import conversation_limit
 from gemcut.runtime.server.serving import bind
-from tests.rpc import child_environment
+from tests.child import child_environment
 from tests.serving import Parrot, Working, connected, parroting, wait
+from tests.shell import run
 
 CHAT = "/v1/chat/completions"
 ASKED = [{"role": "user", "content": "hello"}]
@@ -430,8 +429,7 @@ def test_a_taken_port_is_said_before_anything_is_loaded():
     """There is no such model, and nobody looked for it."""
     with bind("127.0.0.1", 0, False) as taken:
         taken.listen()
-        words = ["serve", "nothing.gguf", "--port", str(taken.getsockname()[1])]
-        done = CliRunner().invoke(main, words)
+        done = run("serve", "nothing.gguf", "--port", taken.getsockname()[1])
 
     assert 2 == done.exit_code
     assert "choose another --port" in done.output

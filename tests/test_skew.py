@@ -4,13 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from gemcut.cli import main
 from gemcut.cli.routing import spoken
 from gemcut.quantize.coverage import coverage
 from gemcut.quantize.skew import SIZES, factor, skew
 from gemcut.quantize.statistics import Entry, Statistics, is_imatrix, write_statistics
+from tests.shell import run
 
 EVEN = [100] * 16
 SKEWED = [1000, 800, 500, 200, *[20] * 12]
@@ -76,8 +75,8 @@ def test_few_rows_prove_nothing():
 def test_inspecting_an_imatrix(tmp_path, q8_0):
     path = tmp_path / "imatrix.gguf"
     write_statistics(path, statistics(SKEWED, EVEN))
-    done = CliRunner().invoke(main, ["inspect", str(path)])
-    told = json.loads(CliRunner().invoke(main, ["inspect", str(path), "--json"]).stdout)
+    done = run("inspect", path)
+    told = json.loads(run("inspect", path, "--json").stdout)
 
     assert is_imatrix(path) and not is_imatrix(q8_0)
     assert "5 chunks of 64 tokens: text.txt" in done.stdout
@@ -94,8 +93,8 @@ def test_without_experts_nothing_is_said_of_them(tmp_path):
     path = tmp_path / "imatrix.gguf"
     one = Entry(np.ones((1, 8), np.float32), np.ones(1, np.float32))
     write_statistics(path, Statistics({"blk.0.attn_q.weight": one}))
-    done = CliRunner().invoke(main, ["inspect", str(path)])
-    told = json.loads(CliRunner().invoke(main, ["inspect", str(path), "--json"]).stdout)
+    done = run("inspect", path)
+    told = json.loads(run("inspect", path, "--json").stdout)
 
     assert done.exit_code == 0 and "routing" not in done.stdout
     assert (told["coverage"], told["routing"]) == ([], None)

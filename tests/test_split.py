@@ -15,8 +15,8 @@ from gemcut.gguf_file import GGUFFile, TensorInfo, Value
 from gemcut.gguf_layout import Layout, header, header_size, layouts
 from gemcut.gguf_writer import GGUFWriter
 from gemcut.llama import Context, Model
-from tests.test_cli import refused, run
-from tests.test_resume import interrupt, journal
+from tests.resuming import interrupt, journal
+from tests.shell import refused, run
 
 F32 = ggml.type_named("f32")
 TARGET = Target("Q8_0")

@@ -6,15 +6,14 @@ import struct
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
-from click.testing import CliRunner
 
 from gemcut import api, standard
-from gemcut.cli import main
 from gemcut.errors import GGUFError, UsageError
 from gemcut.gguf_file import GGUFFile, TensorInfo, Value
 from gemcut.gguf_layout import Layout
 from gemcut.modelfile import Run, modelfile
 from tests import per_expert
+from tests.shell import run
 
 LINE = "a line\nof another"
 
@@ -129,8 +128,8 @@ def test_the_command_says_it_and_ends_with_its_status(q4_k_m, split, tmp_path):
     alone = tmp_path / split.name
     alone.write_bytes(split.read_bytes())
 
-    good = CliRunner().invoke(main, ["inspect", str(q4_k_m), "--check", "--json"])
-    bad = CliRunner().invoke(main, ["inspect", str(alone), "--check"])
+    good = run("inspect", q4_k_m, "--check", "--json")
+    bad = run("inspect", alone, "--check")
 
     assert (0, True) == (good.exit_code, json.loads(good.stdout)["standard"])
     assert 1 == bad.exit_code and "parts are missing" in bad.stdout
@@ -148,12 +147,23 @@ def test_a_modelfile_says_what_the_file_and_its_plan_say(padded, q4_k_m):
     assert not {"num_ctx", "num_gpu"} & {name for name, _ in plain}
 
 
+def test_whole_numbers_are_whole_in_a_modelfile():
+    metadata = {
+        "general.sampling.top_k": Value("i32", 1_000_000),
+        "general.sampling.temp": Value("f32", 0.699999988079071),
+    }
+
+    said = parsed(modelfile([PurePosixPath("/a.gguf")], metadata, Run()))
+
+    assert {("top_k", "1000000"), ("temperature", "0.7")} <= {*said}
+
+
 def test_a_modelfile_is_written_beside_the_result(checkpoint, tmp_path):
     """`--modelfile`, which names the file as it is seen from there; the GGUF is told of in it."""
     (tmp_path / "sub").mkdir()
-    words = ["quantize", str(checkpoint), "-o", str(tmp_path / "a b.gguf"), "--type", "q8_0"]
+    words = ["quantize", checkpoint, "-o", tmp_path / "a b.gguf", "--type", "q8_0"]
 
-    done = CliRunner().invoke(main, [*words, "--modelfile", str(tmp_path / "sub" / "Modelfile")])
+    done = run(*words, "--modelfile", tmp_path / "sub" / "Modelfile")
 
     assert 0 == done.exit_code, done.output
     said = parsed((tmp_path / "sub" / "Modelfile").read_text())
@@ -165,9 +175,9 @@ def test_a_modelfile_never_takes_the_place_of_the_source(checkpoint, tmp_path, n
     """It is refused before anything is written, as other outputs are."""
     source = shutil.copytree(checkpoint, tmp_path / "source")
     before = (source / name).read_bytes()
-    words = ["quantize", str(source), "-o", str(tmp_path / "a.gguf"), "--type", "q8_0"]
+    words = ["quantize", source, "-o", tmp_path / "a.gguf", "--type", "q8_0"]
 
-    done = CliRunner().invoke(main, [*words, "--modelfile", str(source / name)])
+    done = run(*words, "--modelfile", source / name)
 
     assert 1 == done.exit_code and "is read or written here, too" in done.output
     assert before == (source / name).read_bytes() and not (tmp_path / "a.gguf").exists()
@@ -175,9 +185,9 @@ def test_a_modelfile_never_takes_the_place_of_the_source(checkpoint, tmp_path, n
 
 def test_what_a_modelfile_cannot_name_is_refused_before_the_work(checkpoint, tmp_path):
     """Not when the file is written."""
-    words = ["quantize", str(checkpoint), "-o", str(tmp_path / "a\nb.gguf"), "--type", "q8_0"]
+    words = ["quantize", checkpoint, "-o", tmp_path / "a\nb.gguf", "--type", "q8_0"]
 
-    done = CliRunner().invoke(main, [*words, "--modelfile", str(tmp_path / "Modelfile")])
+    done = run(*words, "--modelfile", tmp_path / "Modelfile")
 
     assert 0 != done.exit_code and "rename" in done.output and not list(tmp_path.iterdir())
 
@@ -194,7 +204,7 @@ def test_what_a_modelfile_cannot_name_is_refused_before_the_work(checkpoint, tmp
 )
 def test_nothing_that_is_asked_of_inspect_is_passed_over(words, said):
     """A script that forgot the file would take the status of a list of families for a verdict."""
-    done = CliRunner().invoke(main, ["inspect", *words])
+    done = run("inspect", *words)
 
     assert 2 == done.exit_code and said in done.output
 

@@ -110,9 +110,7 @@ def test_the_file_holds_what_the_tokenizer_holds(bf16, document, checkpoint):
 def edited(checkpoint: Path, folder: Path, name: str, change) -> Path:
     """A small checkpoint with one of its JSON files changed."""
     checkpoints.build(folder, checkpoint)
-    document = json.loads((folder / name).read_text(encoding="utf-8"))
-    change(document)
-    (folder / name).write_text(json.dumps(document), encoding="utf-8")
+    checkpoints.edit(folder / name, change)
     return folder
 
 

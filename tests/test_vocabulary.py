@@ -19,7 +19,7 @@ from gemcut.convert.vocabulary import reader
 from gemcut.engine import ModelOptions
 from gemcut.gguf_file import Value
 from gemcut.llama import Model
-from tests import vocabularies
+from tests import checkpoints, vocabularies
 from tests.vocabularies import BYTE_LEVEL, READERS, RECORDED, read
 
 ROOT = Path(__file__).parent.parent
@@ -177,7 +177,7 @@ def test_tokenizer_json_is_preferred(mixtral):
 def test_added_tokens_come_on_top_of_sentencepiece(mixtral):
     vocabularies.sentencepiece(mixtral)
     (mixtral / "tokenizer.json").unlink()
-    vocabularies.edit(mixtral / "config.json", lambda config: config.update(vocab_size=800))
+    checkpoints.edit(mixtral / "config.json", lambda config: config.update(vocab_size=800))
     (mixtral / "added_tokens.json").write_text(json.dumps({"<late>": 790, "▁x▁": 791}))
     found = read("llama-spm", mixtral)
 
@@ -198,7 +198,7 @@ def test_a_space_in_front_of_a_text(prefix, mixtral):
         {"normalizer": normalizer, "pre_tokenizer": None},
         {"normalizer": None, "pre_tokenizer": metaspace},
     ):
-        vocabularies.edit(mixtral / "tokenizer.json", lambda document, c=change: document.update(c))
+        checkpoints.edit(mixtral / "tokenizer.json", lambda document, c=change: document.update(c))
         assert expected == read("llama-spm", mixtral).get("tokenizer.ggml.add_space_prefix")
     vocabularies.sentencepiece(mixtral, prefix=prefix)
     (mixtral / "tokenizer.json").unlink()

@@ -18,8 +18,9 @@ from gemcut.errors import CheckpointError, GemcutError, UsageError
 from gemcut.gguf_file import Value
 from gemcut.llama import Model
 from tests import vocabularies
+from tests.checkpoints import edit
 from tests.test_vocabulary import write
-from tests.vocabularies import change_json, edit, read
+from tests.vocabularies import change_json, read
 
 ENDINGS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 SPELLED_OUT = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"

@@ -16,6 +16,7 @@ from typing import Any
 from gemcut.convert.checkpoint import Checkpoint
 from gemcut.convert.vocabulary import reader
 from gemcut.gguf_file import Value
+from tests.checkpoints import edit
 
 FOLDER = Path(__file__).parent / "fixtures" / "tokenizers"
 RECORDED = Path(__file__).parent / "fixtures" / "vocabulary"
@@ -62,13 +63,6 @@ def read(kind: str, folder: Path, **options: Any) -> dict[str, Any]:
     opened = Checkpoint(folder)
     found = READERS[kind](opened, opened.config["vocab_size"], **options)
     return {key: Value(value.kind, value.data) for key, value in found.items()}
-
-
-def edit(path: Path, change: Any) -> None:
-    """Change a JSON file in place."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    change(content)
-    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def change_json(folder: Path, change: Any) -> Path:

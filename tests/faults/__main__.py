@@ -5,13 +5,16 @@ import json
 import random
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.faults import kills, places, signals, sources
-from tests.faults.commands import COMMANDS, Workshop
+from tests.faults import clocks, kills, places, signals, sources
+from tests.faults.commands import COMMANDS, Results, Workshop
 from tests.faults.running import load
 
+Group = Callable[[Workshop, argparse.Namespace, random.Random], Counter[str] | Results]
 PLACES = {
     "odd outputs": places.odd_outputs,
     "full disks": places.full_disks,
@@ -20,7 +23,14 @@ PLACES = {
     "few descriptors": places.few_descriptors,
     "two at once": places.two_at_once,
     "removed folders": places.removed_folders,
+    "clocks": clocks.jump_all,
 }
+GROUPS: dict[str, Group] = {
+    "kills": lambda shop, asked, chance: kills.kill_all(shop, asked.kills, chance),
+    "signals": lambda shop, asked, chance: signals.signal_all(shop, asked.signals, chance),
+    "sources": lambda shop, asked, chance: sources.change_all(shop, chance),
+}
+GROUPS |= {name: lambda shop, *_, group=group: group(shop) for name, group in PLACES.items()}
 
 
 def main() -> int:
@@ -31,7 +41,7 @@ def main() -> int:
     told.add_argument("--seed", type=int, default=0)
     told.add_argument("--folder", type=Path)
     told.add_argument("--commands", default="", help="these alone, between semicolons: a;b")
-    told.add_argument("--only", default="", help="kills,signals,sources, or of: " + str([*PLACES]))
+    told.add_argument("--only", type=_groups, default=[*GROUPS], help=f"of: {', '.join(GROUPS)}")
     asked = told.parse_args()
     with TemporaryDirectory(dir=asked.folder) as folder:
         names = [name for name in asked.commands.split(";") if name]
@@ -41,25 +51,35 @@ def main() -> int:
     return int(wrong)
 
 
+def _groups(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := {*names} - {*GROUPS}:
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}")
+    return names
+
+
 def _run(shop: Workshop, asked: argparse.Namespace) -> tuple[dict[str, object], bool]:
     load()
     shop.prepare()
-    chance, wrong, found = random.Random(asked.seed), False, {}
-    groups = {
-        "kills": lambda: kills.kill_all(shop, asked.kills, chance),
-        "signals": lambda: signals.signal_all(shop, asked.signals, chance),
-        "sources": lambda: sources.change_all(shop, chance),
-    } | {name: lambda group=group: group(shop) for name, group in PLACES.items()}
-    wanted = [name for name in asked.only.split(",") if name] or [*groups]
-    for name in wanted:
+    chance, wrong = random.Random(asked.seed), False
+    found: dict[str, object] = {}
+    for name in asked.only:
         began = time.monotonic()
         try:
-            found[name] = groups[name]()
+            result = GROUPS[name](shop, asked, chance)
+            found[name] = result if isinstance(result, Counter) else dict(_told(result))
         except AssertionError as error:
             found[name], wrong = f"WRONG: {error}", True
         line = f"{name}: {time.monotonic() - began:.0f} s: {found[name]}"
         print(line, file=sys.stderr, flush=True)
     return found, wrong
+
+
+def _told(results: Results) -> Results:
+    """Results, each of which is said at once: a group may take long."""
+    for name, counts in results:
+        print(f"    {name}: {dict(counts)}", file=sys.stderr, flush=True)
+        yield name, counts
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
 """The commands under test: small ones on the embedded model, and what each has to write."""
 
 import json
-import os
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from struct import pack, unpack_from
 
 import gemcut
-from tests.checkpoints import Recipe, build
+from tests import checkpoints
 from tests.faults.running import Ended, Process, contents, start
+
+Results = Iterator[tuple[str, Counter[str]]]  # of a group: what became of each command
 
 CHECKPOINT = Path(gemcut.__file__).parent / "demo" / "checkpoint"
 SHARDS = 5
@@ -88,7 +89,7 @@ class Workshop:
         }
         shutil.copytree(CHECKPOINT, self.inputs["model"])
         shard(CHECKPOINT, self.inputs["shards"])
-        build(self.inputs["tiny"], CHECKPOINT, Recipe(shards=2))
+        checkpoints.build(self.inputs["tiny"], CHECKPOINT, checkpoints.Recipe(shards=2))
         self.inputs["text"].write_text(TEXT)
         for name, source in (("q8_0", "model"), ("q4_0", "model"), ("tiny_q8_0", "tiny")):
             self.inputs[name] = self.folder / "inputs" / f"{name}.gguf"
@@ -145,23 +146,19 @@ def shard(model: Path, folder: Path, count: int = SHARDS) -> Path:
     for path in model.iterdir():
         if path.name != "model.safetensors":
             shutil.copy(path, folder)
-    raw = (model / "model.safetensors").read_bytes()
-    (length,) = unpack_from("<Q", raw)
-    header, data = json.loads(raw[8 : 8 + length]), raw[8 + length :]
-    header.pop("__metadata__", None)
-    names = sorted(header)
-    placed = {}
+    entries, data = checkpoints.read_safetensors(model / "model.safetensors")
+    entries.pop("__metadata__", None)
+    names, weight_map = sorted(entries), dict[str, str]()
     for number in range(count):
-        file = f"model-{number + 1:05}-of-{count:05}.safetensors"
-        entries, pieces, end = {}, [], 0
-        for name in names[number * len(names) // count : (number + 1) * len(names) // count]:
-            first, last = header[name]["data_offsets"]
-            entries[name] = header[name] | {"data_offsets": [end, end + last - first]}
-            pieces.append(data[first:last])
-            placed[name], end = file, end + last - first
-        head = json.dumps(entries).encode()
-        (folder / file).write_bytes(pack("<Q", len(head)) + head + b"".join(pieces))
-    index = {"metadata": {}, "weight_map": placed}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    os.sync()
+        path = folder / f"model-{number + 1:05}-of-{count:05}.safetensors"
+        own = {
+            name: entries[name]
+            for name in names[number * len(names) // count : (number + 1) * len(names) // count]
+        }
+        header = checkpoints.placed({k: (e["dtype"], e["shape"]) for k, e in own.items()})
+        pieces = b"".join(data[slice(*entry["data_offsets"])] for entry in own.values())
+        checkpoints.write_safetensors(path, header, pieces)
+        weight_map |= dict.fromkeys(own, path.name)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / checkpoints.INDEX).write_text(json.dumps(index))
     return folder

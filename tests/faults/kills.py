@@ -8,20 +8,18 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults.commands import Command, Workshop, remove
+from tests.faults.commands import Command, Results, Workshop, remove
 from tests.faults.running import Ended, contents
 
-_CONTINUES = ("continuing", "is used as it is there", "there already")
+CONTINUES = ("continuing", "is used as it is there", "there already")
 
 
-def kill_all(shop: Workshop, kills: int, chance: random.Random) -> dict[str, Counter[str]]:
+def kill_all(shop: Workshop, kills: int, chance: random.Random) -> Results:
     """Deal so many kills out to the commands; what happened to each."""
     total = sum(command.share for command in shop.commands)
-    return {
-        command.name: kill(shop, command, -(-kills * command.share // total), chance)
-        for command in shop.commands
-        if command.share
-    }
+    for command in shop.commands:
+        if command.share:
+            yield command.name, kill(shop, command, -(-kills * command.share // total), chance)
 
 
 def kill(shop: Workshop, command: Command, kills: int, chance: random.Random) -> Counter[str]:
@@ -32,7 +30,7 @@ def kill(shop: Workshop, command: Command, kills: int, chance: random.Random) ->
         place, interrupted = shop.fresh(), False
         while True:
             done = shop.start(command, place).end(moment(usual, chance))
-            counts["resumed"] += interrupted and any(word in done.err for word in _CONTINUES)
+            counts["resumed"] += interrupted and any(word in done.err for word in CONTINUES)
             check_seen(command, place, wanted, passing)
             if done.code != -signal.SIGKILL:
                 break

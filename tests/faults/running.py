@@ -17,8 +17,8 @@ from gemcut import api
 from gemcut.api import chain
 from gemcut.quantize import collect, division, writer
 from gemcut.quantize.forecast import Forecast
-from gemcut.quantize.local_error import Sampling
 from gemcut.quantize.measure import Request
+from gemcut.quantize.subject import Sampling
 
 PATIENCE = 600.0  # seconds that a command may take on a busy machine
 POLL = 0.003  # seconds

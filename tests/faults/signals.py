@@ -4,7 +4,7 @@ import random
 import signal
 from collections import Counter
 
-from tests.faults.commands import Command, Workshop, remove
+from tests.faults.commands import Command, Results, Workshop, remove
 from tests.faults.kills import check_end, check_seen, moment
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -16,10 +16,12 @@ OTHERS = (
 )
 
 
-def signal_all(shop: Workshop, times: int, chance: random.Random) -> dict[str, Counter[str]]:
+def signal_all(shop: Workshop, times: int, chance: random.Random) -> Results:
     """Send each command either signal so many times; those that can, go on to the same result."""
-    own = {command.name: _sent(shop, command, times, chance) for command in shop.commands}
-    return own | {command.name: _ended(shop, command, times, chance) for command in OTHERS}
+    for command in OTHERS:
+        yield command.name, _ended(shop, command, times, chance)
+    for command in shop.commands:
+        yield command.name, _sent(shop, command, times, chance)
 
 
 def _sent(shop: Workshop, command: Command, times: int, chance: random.Random) -> Counter[str]:

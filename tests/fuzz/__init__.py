@@ -11,9 +11,11 @@ grows. The input of a finding stays in build/fuzz/findings, with what happened.
     archives    damage to zip archives, to arrays within, and to headers of safetensors
     seeds       the real files, made of the embedded model
     target      what a target is
-    files, words, engine, web
-                the targets: files that gemcut reads itself; texts, rules and templates; files that
-                llama.cpp loads; requests to the server
+    files, kept, texts, engine, web
+                the targets: models, importance and results; what gemcut or its user wrote once;
+                texts, rules and templates; what llama.cpp gets to see; requests to the server
+    targets     all of them
     worker      runs cases of one target, within limits
+    apart       a case in a process of its own
     __main__    starts workers, and keeps what they find
 """

@@ -54,16 +54,15 @@ class Result:
 class Fuzzing:
     """The time of one target, in one process after the other."""
 
-    def __init__(self, target: Target, seed: int, seconds: float, build: Path) -> None:
+    def __init__(self, target: Target, seed: int, seconds: float) -> None:
         self._target, self._seed, self._seconds = target, seed, seconds
-        self._build, self._folder = build, build / "run" / target.name
+        self._folder = BUILD / "run" / target.name
         self.result = Result(target.name)
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
 
     def run(self) -> Result:
         """Until the time is over, or a process does not even begin."""
-        self.result.seconds = 0.0
         while (left := self._seconds - self.result.seconds) > 0:
             if not self._process(left):
                 break
@@ -132,7 +131,7 @@ class Fuzzing:
             return
         name = f"{self._target.name}-{what.replace(' ', '-')}-{len(self.result.findings) + 1}"
         self.result.findings[signature] = {"what": what, "count": 1, "name": name}
-        folder = self._build / "findings"
+        folder = BUILD / "findings"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.txt").write_text(text)
         if (self._folder / INPUT).exists():
@@ -188,7 +187,7 @@ def main() -> int:
     print(f"seed {given.seed}: {len(chosen)} targets, {seconds:.0f} s each", flush=True)
 
     def fuzzed(target: Target) -> Result:
-        result = Fuzzing(target, given.seed, seconds, BUILD).run()
+        result = Fuzzing(target, given.seed, seconds).run()
         print(result, flush=True)
         return result
 

@@ -89,11 +89,14 @@ _MOST = (1 << 64) - 1
 
 
 def header(random: Random, raw: bytes) -> bytes:
-    """One thing in the header is another."""
+    """One thing in the header is another; of one that is damaged already, some bytes."""
     try:
-        file = parse(raw)
+        return _changed(random, parse(raw))
     except (struct.error, KeyError, MemoryError, OverflowError):
         return random.choice(BYTES)(random, raw)
+
+
+def _changed(random: Random, file: Parsed) -> bytes:
     what = random.random()
     if what < 0.6 and file.pairs:
         return written(replace(file, pairs=_changed_pairs(random, file.pairs)))
@@ -175,7 +178,7 @@ def _changed_infos(random: Random, file: Parsed) -> tuple[Info, ...]:
     found = list(file.infos)
     at = random.randrange(len(found))
     info, other = found[at], random.choice(found)
-    dims = list(info.dims)
+    dims = list(info.dims) or [1]
     place = random.randrange(len(dims))
     match random.randrange(8):
         case 0:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -58,7 +59,8 @@ def work(target: Target, folder: Path, seed: int, first: int, seconds: float) ->
 def _begun(target: Target, folder: Path) -> tuple[Run, list[bytes]]:
     """The target, once it was seen to read what is good."""
     inner = folder / "work"
-    inner.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(inner, ignore_errors=True)  # an earlier process's
+    inner.mkdir(parents=True)
     run, seeds = target.open(inner), list(target.seeds())
     for data in seeds:
         run(data)
