@@ -9,10 +9,11 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -92,6 +93,13 @@ def record(
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
+def keep(path: Path, result: Mapping[str, Any], same: Sequence[str]) -> None:
+    """Add a result to a list in a JSON file, in the place of the one with the `same` values."""
+    old = json.loads(path.read_text()) if path.exists() else []
+    others = [one for one in old if any(one[key] != result[key] for key in same)]
+    path.write_text(json.dumps([*others, result], indent=1) + "\n")
+
+
 def _shown(cell: Cell) -> str:
     if cell is None or isinstance(cell, str):
         return cell or ""
@@ -159,6 +167,12 @@ def demo_text() -> Path:
     path = FOLDER / "held-out.txt"
     path.write_text(held_out_text(), encoding="utf-8")
     return path
+
+
+def typical(runs: Sequence[Run]) -> Run:
+    """The medians of their seconds, and the most memory."""
+    wall, cpu = (median(getattr(run, what) for run in runs) for what in ("wall", "cpu"))
+    return Run(wall, cpu, max(run.memory for run in runs))
 
 
 def measure(command: list[str]) -> Run:

@@ -13,9 +13,8 @@ import argparse
 import os
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 
-from common import FOLDER, GEMCUT, Cell, Run, Table, measure, peer, record
+from common import FOLDER, GEMCUT, Cell, Run, Table, measure, peer, record, typical
 from converter import differences, digest
 from shaped import random_checkpoint
 
@@ -77,7 +76,7 @@ def _compare(source: Path, size: int, kind: str, python: str, runs: int) -> list
             figures[name].append(measure(command))
     for name, done in figures.items():
         print(f"{kind:5} {name:10} {_figures(done, size)}")
-    slow, fast = (median(run.wall for run in figures[n]) for n in ("llama.cpp", "gemcut"))
+    slow, fast = (typical(figures[name]).wall for name in ("llama.cpp", "gemcut"))
     differing = _differing(ours, theirs)
     print(f"{kind:5} gemcut is {slow / fast:.1f} times as fast; {differing} differ")
     written = {name: path.stat().st_size for name, path in paths.items()}
@@ -91,8 +90,8 @@ def _compare(source: Path, size: int, kind: str, python: str, runs: int) -> list
 
 def _medians(runs: list[Run], size: int) -> tuple[float, float, float, float]:
     """Wall and CPU seconds, MB of source a second, the most memory in MB."""
-    wall, cpu = (median(getattr(run, what) for run in runs) for what in ("wall", "cpu"))
-    return wall, cpu, size / wall / 1e6, max(run.memory for run in runs) / 1e6
+    run = typical(runs)
+    return run.wall, run.cpu, size / run.wall / 1e6, run.memory / 1e6
 
 
 def _differing(ours: Path, theirs: Path) -> str:
@@ -102,11 +101,10 @@ def _differing(ours: Path, theirs: Path) -> str:
 
 
 def _figures(runs: list[Run], size: int) -> str:
-    walls = [run.wall for run in runs]
+    walls, (wall, _, rate, memory) = [run.wall for run in runs], _medians(runs, size)
     return (
-        f"{median(walls):7.2f} s ({min(walls):.2f} to {max(walls):.2f}), "
-        f"{size / median(walls) / 1e6:6.0f} MB/s of source, "
-        f"{max(run.memory for run in runs) / 1e6:6.0f} MB resident"
+        f"{wall:7.2f} s ({min(walls):.2f} to {max(walls):.2f}), {rate:6.0f} MB/s of source, "
+        f"{memory:6.0f} MB resident"
     )
 
 

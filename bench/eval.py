@@ -39,12 +39,13 @@ CLAIM = (
 COLUMNS = ("model", "chunks", "program", "wall s", "CPU s", "memory MB", "disk MB", "relative time")
 NOTES = (
     "narrow: vocabulary 262,144, width 640, 12 blocks; wide: the same vocabulary, two blocks of "
-    "26B-A4B's width; both of random weights. gemcut also finds the noise floor and compares "
-    "routing, which `--plain` leaves out.",
+    "26B-A4B's width; both of random weights. Beside what llama-perplexity does, gemcut finds the "
+    "noise floor on up to 8 chunks and compares routing on up to 4, however long the text is.",
 )
 # Of a token's logits, as in the demo's trained model: llama-perplexity passes over what is less
 # likely than e^-16, so its time depends on it.
 SPREAD = 3.7
+PLAIN = ("--floor", "0", "--routing", "0")
 TYPES = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")  # the first is the reference
 
 
@@ -80,33 +81,30 @@ def main() -> None:
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--chunks", type=int, nargs="+", default=[40, 8, 4], help="of each subject")
     parser.add_argument("-t", "--threads", type=int, default=2)
-    parser.add_argument("--plain", action="store_true", help="no noise floor, no routing")
     arguments = parser.parse_args()
     rows: list[list[Cell]] = []
     for name, chunks in zip(arguments.subjects, arguments.chunks, strict=False):
         files = [SUBJECTS[name](kind) for kind in TYPES]
-        ours = own(files, chunks, arguments.threads, arguments.plain)
-        theirs = others(files, chunks, arguments.threads)
+        costs = {
+            "llama-perplexity": (theirs := others(files, chunks, arguments.threads)),
+            "gemcut eval": own(files, chunks, arguments.threads),
+            "the same without floor and routing": own(files, chunks, arguments.threads, PLAIN),
+        }
         print(f"{name}: {len(files)} files, {chunks} chunks of 512, {arguments.threads} threads")
-        print(f"  gemcut eval       {ours}")
-        print(f"  llama-perplexity  {theirs}")
-        print(
-            f"  ratio             {ours.wall / theirs.wall:8.2f}  , CPU "
-            f"{ours.cpu / theirs.cpu:8.2f}  , disk {100 * ours.disk / theirs.disk:.2f} %"
-        )
-        for program, cost in (("gemcut eval", ours), ("llama-perplexity", theirs)):
+        for program, cost in costs.items():
+            print(f"  {program:35}{cost}, relative time {cost.wall / theirs.wall:.2f}")
             rows.append([name, chunks, program, *cost.row(), cost.wall / theirs.wall])
     title = f"{len(TYPES)} files, {arguments.threads} threads"
     record("eval", CLAIM, [Table(title, COLUMNS, rows)], NOTES)
 
 
-def own(files: Sequence[Path], chunks: int, threads: int, plain: bool) -> Cost:
+def own(files: Sequence[Path], chunks: int, threads: int, options: Sequence[str] = ()) -> Cost:
     """One comparison of all files, with a cache of its own."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
         command = [*GEMCUT, "eval", *map(str, files[1:]), "--reference", str(files[0]), "--json"]
         command += ["--text", str(demo_text()), "--chunks", str(chunks), "-t", str(threads)]
-        run = measure([*command, *(["--floor", "0", "--routing", "0"] if plain else [])])
+        run = measure([*command, *options])
         del os.environ["XDG_CACHE_HOME"]
         kept = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
         return Cost.of([run], kept)

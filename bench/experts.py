@@ -18,7 +18,8 @@ from time import perf_counter, process_time
 import numpy as np
 from common import FOLDER, Cell, Table, demo_file, record
 
-from gemcut.engine import ContextOptions, ModelOptions, default_threads
+from gemcut.cores import default_threads
+from gemcut.engine import ContextOptions, ModelOptions
 from gemcut.gguf_experts import expert_name, marked
 from gemcut.gguf_file import GGUFFile, TensorInfo
 from gemcut.gguf_writer import GGUFWriter

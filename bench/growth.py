@@ -55,7 +55,7 @@ TEXT: Axes = {
     "layers": (8, 16, 32),
     "experts": (16, 32, 64),
     "vocabulary": (1 << 14, 1 << 15, 1 << 16),
-    "context": (128, 512, 2048),
+    "context": (64, 256, 1024),
 }
 USE: Axes = {"context": (8192, 32768, 131072)}
 SHARDS: Axes = {"files": (1, 8, 64)}

@@ -11,10 +11,21 @@ that llama.cpp does not write, the tensors that gemcut makes with it.
 
 import argparse
 from pathlib import Path
-from statistics import median
 
 import numpy as np
-from common import FOLDER, GEMCUT, Cell, Run, Table, demo_file, demo_text, measure, peer, record
+from common import (
+    FOLDER,
+    GEMCUT,
+    Cell,
+    Run,
+    Table,
+    demo_file,
+    demo_text,
+    measure,
+    peer,
+    record,
+    typical,
+)
 
 from gemcut import api
 from gemcut.gguf_file import GGUFFile
@@ -51,10 +62,8 @@ def main() -> None:
             runs[name].append(measure([*command, str(files[name])]))
     rows: list[list[Cell]] = []
     for name, done in runs.items():
-        wall, cpu, memory = (
-            median(getattr(run, field) for run in done) for field in ("wall", "cpu", "memory")
-        )
-        rows.append([name, wall, cpu, memory / 1e6])
+        run = typical(done)
+        rows.append([name, run.wall, run.cpu, run.memory / 1e6])
     title = f"{arguments.chunks} chunks of {arguments.n_ctx}, {arguments.threads} threads"
     taken = Table(title, ("program", "wall s", "CPU s", "memory MB"), rows)
     both = [read_statistics(files[name]) for name in commands]

@@ -22,8 +22,7 @@ from gemcut.llama import Context
 from gemcut.runtime.memory.ledger import fixed
 from gemcut.runtime.placement.given import Given
 from gemcut.runtime.placement.held import predicted
-from tests.test_kv_cache import load
-from tests.test_ledger import metadata_for
+from tests.weightless import load, metadata_for
 
 CLAIM = "What the ledger says a run takes is what llama.cpp takes, before a weight is loaded."
 COLUMNS = ("", "compared", "beyond the promise", "worst, relative", "worst, MiB")

@@ -17,14 +17,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from common import FOLDER, SHOW, Cell, Table, record
-from quality import Doubles, scores, stock_size
+from common import FOLDER, SHOW, Cell, Table, keep, record
+from quality import Doubles, planned, scores, stock_size, write
 from round_trip import write_returned
 from rounding import rounded_scores
-from subjects import PARTS, Subject, spread, subjects
+from subjects import PARTS, Subject, add_options, spread, subjects
 
 from gemcut import api
 from gemcut.demo.text import held_out_text
@@ -32,9 +31,6 @@ from gemcut.eval.statistics.intervals import Estimate, estimates
 from gemcut.eval.texts.text import Text
 from gemcut.plan import Plan
 from gemcut.quantize.coverage import coverage
-from gemcut.quantize.outcome import Outcome
-from gemcut.quantize.planner import plan_model
-from gemcut.quantize.request import Request
 from gemcut.quantize.skew import skew
 
 SIZES = ("iq3_xxs", "q3_k_m", "iq4_xs", "q4_k_m")
@@ -83,12 +79,10 @@ class Result:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--models", nargs="+", default=[], help="the demo and tiny-*, if not given")
     parser.add_argument("--sizes", nargs="+", default=SIZES, type=str.lower, help="of mixtures")
     parser.add_argument("--chunks", type=int, default=75, help="of text")
-    parser.add_argument("--probe-chunks", type=int, default=16)
     parser.add_argument("--real", action="store_true", help="score the files themselves, too")
-    parser.add_argument("--threads", type=int, default=1)
+    add_options(parser)
     parser.add_argument(SHOW, action="store_true", help="record what was measured before, alone")
     arguments = parser.parse_args()
     if arguments.show:
@@ -98,7 +92,7 @@ def main() -> None:
         print(f"\n{subject.name}: {routing(subject)}\n\n{HEAD}", flush=True)
         for size in arguments.sizes:
             found = measured(subject, size, parts, arguments.chunks // PARTS, arguments.real)
-            keep(asdict(found))
+            keep(RESULT, asdict(found), ("model", "size"))
             print(line(found), flush=True)
     report()
 
@@ -117,13 +111,6 @@ def report() -> None:
     record("per-expert", CLAIM, [Table("", COLUMNS, rows)], NOTES, RESULT.stat().st_mtime)
 
 
-def keep(result: Mapping[str, Any]) -> None:
-    """Put a result into the file, in the place of an older one of the same model and size."""
-    old = json.loads(RESULT.read_text()) if RESULT.exists() else []
-    others = [one for one in old if any(one[key] != result[key] for key in ("model", "size"))]
-    RESULT.write_text(json.dumps([*others, result], indent=1) + "\n")
-
-
 def routing(subject: Subject) -> str:
     """How skewed its routing is, and what follows from that alone."""
     found = skew(coverage(subject.statistics))
@@ -138,13 +125,14 @@ def measured(subject: Subject, size: str, parts: Sequence[Text], chunks: int, re
     """Both plans of a size, and what their files lose."""
     stock = api.make_plan(subject.model, api.Target(size), subject.importance)
     room = stock_size(subject, stock)
-    outcomes = {name: planned(subject, room, name == EXPERT) for name in (TENSOR, EXPERT)}
+    own = subject.sensitivity
+    outcomes = {name: planned(subject, room, own, name == EXPERT) for name in (TENSOR, EXPERT)}
     plans = {name: outcome.plan for name, outcome in outcomes.items()}
     values, reference = simulated(subject, size, plans), subject.gguf("f32")
     found = rounded_scores(values, reference, parts, chunks, subject.threads)
-    own = None
+    real_found = None
     if real:
-        own = scores(subject, written(subject, size, plans), reference, parts, chunks)
+        real_found = scores(subject, write(subject, size, plans), reference, parts, chunks)
     routed = [entry for name, entry in plans[EXPERT].tensors.items() if "_exps." in name]
     return Result(
         subject.name,
@@ -156,16 +144,9 @@ def measured(subject: Subject, size: str, parts: Sequence[Text], chunks: int, re
         plans[EXPERT].predicted["kld"] / plans[TENSOR].predicted["kld"],
         means(found),
         ratio(found),
-        means(own) if own else None,
-        ratio(own) if own else None,
+        means(real_found) if real_found else None,
+        ratio(real_found) if real_found else None,
     )
-
-
-def planned(subject: Subject, room: int, per_expert: bool) -> Outcome:
-    """The best types for a whole file of so many bytes."""
-    request = Request(size=room, per_expert=per_expert)
-    task = api.make_task(subject.model, request, subject.sensitivity, subject.statistics)
-    return plan_model(task, alternatives=False)
 
 
 def simulated(
@@ -176,17 +157,6 @@ def simulated(
     for path, plan in found.values():
         write_returned(subject.model, plan, subject.importance, path, subject.threads)
     return found
-
-
-def written(subject: Subject, size: str, plans: Mapping[str, Plan]) -> dict[str, Path]:
-    """The files themselves."""
-    paths = {name: subject.path(f"{size}-by-{name}.gguf") for name in plans}
-    for name, plan in plans.items():
-        target = api.Target(plan=plan)
-        api.quantize_model(
-            subject.model, paths[name], target, subject.importance, threads=subject.threads
-        )
-    return paths
 
 
 def means(found: Mapping[str, Doubles]) -> dict[str, float]:

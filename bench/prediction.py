@@ -1,9 +1,10 @@
 """How fast gemcut says that a file will run, and what it holds, beside what was measured.
 
-    PYTHONPATH=. python bench/prediction.py [FILE ...] [--depths 0,512] [--threads 1]
+    PYTHONPATH=. python bench/prediction.py [FILE ...] [--depths 0,512] [--threads 2]
 
-`gemcut bench` of every file, with a cache of its own: the machine's speeds are measured anew, and
-no earlier run corrects the prediction. llama.cpp predicts nothing, so there is no peer.
+`gemcut bench` of every file, time after time, with a cache of its own: the machine's speeds are
+measured anew, the first run of a file is predicted from them alone, and what the first runs took
+corrects the prediction of the next. llama.cpp predicts nothing, so there is no peer.
 """
 
 import argparse
@@ -19,28 +20,30 @@ from common import GEMCUT, Cell, Table, demo_file, record
 CLAIM = (
     "How fast a file will run is known before it runs: out of what its tensors read and compute."
 )
-COLUMNS = ("file", "", "predicted", "measured", "predicted / measured")
+COLUMNS = ("file", "", "runs before", "predicted", "measured", "predicted / measured")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--depths", default="0,512", help="tokens before")
-    parser.add_argument("-t", "--threads", default="1")
+    parser.add_argument("-t", "--threads", default="2")
     parser.add_argument("-r", "--repeats", default="3")
+    parser.add_argument("--times", type=int, default=3, help="runs of every file")
     arguments = parser.parse_args()
     rows: list[list[Cell]] = []
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
         for path in arguments.files or [demo_file("q8_0")]:
-            rows += compared(path, arguments)
+            for before in range(arguments.times):
+                rows += compared(path, before, arguments)
     table = Table(f"{arguments.threads} threads", COLUMNS, rows)
     print(table)
     record("prediction", CLAIM, [table])
 
 
-def compared(path: Path, arguments: argparse.Namespace) -> Iterator[list[Cell]]:
-    """Speeds at every depth, then memory."""
+def compared(path: Path, before: int, arguments: argparse.Namespace) -> Iterator[list[Cell]]:
+    """Speeds at every depth, and the first time memory, which runs do not correct."""
     command = [*GEMCUT, "bench", str(path), "-d", arguments.depths, "-t", arguments.threads]
     command += ["-r", arguments.repeats, "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
@@ -48,9 +51,9 @@ def compared(path: Path, arguments: argparse.Namespace) -> Iterator[list[Cell]]:
     for row in run["rows"]:
         for phase in ("prefill", "decode"):
             what = f"{phase} with {row['depth']} tokens before, tokens/s"
-            yield [path.stem, what, *pair(row[phase], 1.0)]
-    for place, found in run["memory"].items():
-        yield [path.stem, f"memory of {place}, MB", *pair(found, 1e6)]
+            yield [path.stem, what, before, *pair(row[phase], 1.0)]
+    for place, found in run["memory"].items() if not before else ():
+        yield [path.stem, f"memory of {place}, MB", before, *pair(found, 1e6)]
 
 
 def pair(found: dict[str, float], unit: float) -> tuple[float, float, str]:

@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 import target_bpw
-from common import FOLDER, SHOW, record
+from common import FOLDER, SHOW, keep, record
 from numpy.typing import NDArray
 from quality_tables import CLAIM, NOTES, files, ratios, summary
-from subjects import PARTS, Subject, spread, subjects
+from subjects import PARTS, Subject, add_options, spread, subjects
 
 from gemcut import api, ggml
 from gemcut.demo.text import held_out_text
@@ -40,6 +40,7 @@ from gemcut.eval.texts.text import Text
 from gemcut.gguf_layout import file_size
 from gemcut.plan import METADATA_KEY, Plan
 from gemcut.quantize.choose import infos
+from gemcut.quantize.outcome import Outcome
 from gemcut.quantize.planner import plan_model
 from gemcut.quantize.request import Request
 from gemcut.quantize.writer import metadata
@@ -69,11 +70,9 @@ class Ratio:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--text", type=Path, action="append", default=[], help="of another domain")
-    parser.add_argument("--models", nargs="+", default=[], help="the demo and tiny-*, if not given")
     parser.add_argument("--chunks", type=int, default=75, help="of each text")
-    parser.add_argument("--probe-chunks", type=int, default=16)
     parser.add_argument("--built-in", action="store_true", help="measure on the built-in text")
-    parser.add_argument("--threads", type=int, default=1)
+    add_options(parser)
     parser.add_argument(SHOW, action="store_true", help="what was measured before, alone")
     arguments = parser.parse_args()
     if arguments.show:
@@ -94,7 +93,7 @@ def main() -> None:
             }
             result = described(subject, name, made, written, found)
             print(f"\n{ratios(result)}", flush=True)
-            keep(result)
+            keep(RESULT, result, ("model", "text", "measured_on"))
     report()
 
 
@@ -108,21 +107,13 @@ def report() -> None:
     record("quality", CLAIM, tables, NOTES, RESULT.stat().st_mtime)
 
 
-def keep(result: dict[str, Any]) -> None:
-    """Put a result into the file, in the place of an older one of the same model and text."""
-    old = json.loads(RESULT.read_text()) if RESULT.exists() else []
-    same = ("model", "text", "measured_on")
-    others = [one for one in old if any(one[key] != result[key] for key in same)]
-    RESULT.write_text(json.dumps([*others, result], indent=1) + "\n")
-
-
 def plans(subject: Subject, mixture: str) -> Files:
     """The mixture's types, and each recipe's for its size. Raises SystemExit: one is larger."""
     model, importance = subject.model, subject.importance
     stock = api.make_plan(model, api.Target(mixture), importance)
     room = stock_size(subject, stock)
     known = {"measured": subject.sensitivity, "errors": subject.errors, "priors": None}
-    found = {name: planned(subject, room, sensitivity) for name, sensitivity in known.items()}
+    found = {name: planned(subject, room, own).plan for name, own in known.items()}
     for name, plan in found.items():
         if (size := api.planned_size(model, plan)) > room:
             raise SystemExit(f"{subject.name}, {mixture}, {name}: {size} bytes, of {room} allowed")
@@ -130,11 +121,13 @@ def plans(subject: Subject, mixture: str) -> Files:
     return {STOCK: stock, **found, PEER: api.make_plan(model, api.Target(plan=peer))}
 
 
-def planned(subject: Subject, room: int, sensitivity: Sensitivity | None) -> Plan:
+def planned(
+    subject: Subject, room: int, sensitivity: Sensitivity | None, per_expert: bool = False
+) -> Outcome:
     """Our types for a whole file of so many bytes."""
-    request = Request(size=room)
+    request = Request(size=room, per_expert=per_expert)
     task = api.make_task(subject.model, request, sensitivity, subject.statistics)
-    return plan_model(task, alternatives=False).plan
+    return plan_model(task, alternatives=False)
 
 
 def stock_size(subject: Subject, stock: Plan) -> int:
@@ -156,7 +149,7 @@ def subject_fronts(subject: Subject) -> target_bpw.Fronts:
 
 
 def write(subject: Subject, mixture: str, files: Files) -> dict[str, Path]:
-    """Cut all files of a size."""
+    """Cut all files of a mixture's size."""
     paths = {}
     for recipe, plan in files.items():
         paths[recipe] = subject.path(f"{mixture}-{recipe.strip('#')}.gguf")

@@ -25,7 +25,7 @@ PICTURE = ROOT / "docs" / "pictures" / "size-kld.svg"
 # In this order; a result that is not named here comes last.
 ORDER = (
     "quality sensitivity per-expert convert memory quantize imatrix perplexity coverage eval "
-    "ledger runtime experts serve logits scale"
+    "ledger runtime prediction experts serve logits scale"
 ).split()
 HEAD = """\
 # Benchmarks

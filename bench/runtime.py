@@ -13,6 +13,7 @@ known.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,8 @@ from time import perf_counter
 from common import GEMCUT, Cell, Table, demo_file, peer, record
 
 from gemcut import api
-from gemcut.engine import ContextOptions, ModelOptions, default_threads
+from gemcut.cores import default_threads
+from gemcut.engine import ContextOptions, ModelOptions
 from gemcut.llama import Context, Model
 from gemcut.runtime.placement.given import Given
 from gemcut.runtime.speed.measured import speeds
@@ -141,8 +143,10 @@ def compare_first(path: Path, arguments: argparse.Namespace) -> Sequence[Cell]:
 
 def seconds(command: list[str]) -> float:
     """Wall seconds of a process. Raises SystemExit with what it said if it fails."""
+    # Python keeps what it compiles, as wherever a program is installed to be used.
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     begun = perf_counter()
-    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, env=kept)
     if done.returncode:
         said = done.stderr.decode(errors="replace")[-2000:]
         raise SystemExit(f"{' '.join(command)} failed:\n{said}")

@@ -7,6 +7,7 @@ evaluation. Or on the built-in text, which is for those who have none; that keep
 too.
 """
 
+import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,6 +111,13 @@ class Subject:
             path.unlink(missing_ok=True)
             make(path)
         return path
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which models, and how they are measured."""
+    parser.add_argument("--models", nargs="+", default=[], help="the demo and tiny-*, if not given")
+    parser.add_argument("--probe-chunks", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
 
 
 def subjects(

@@ -61,15 +61,7 @@ OTHERS = {
     "routed_scaling_factor": 1.0,
     "num_nextn_predict_layers": 0,
 }
-TOLD = """
-import runpy, sys
-tree, name, folder, output = sys.argv[1:]
-sys.path[:0] = [tree + "/gguf-py", tree]
-import conversion.base
-conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: name
-sys.argv = ["convert", folder, "--vocab-only", "--outfile", output]
-runpy.run_path(tree + "/convert_hf_to_gguf.py", run_name="__main__")
-"""
+CONVERTER = Path(__file__).parent / "families" / "llama_converter.py"
 
 
 def names() -> list[str]:
@@ -126,9 +118,10 @@ def write_metadata(llama_cpp: str) -> None:
             if kind == "llama-spm":
                 vocabularies.sentencepiece(folder)
             output = Path(place) / "out.gguf"
-            arguments = [sys.executable, "-c", TOLD, llama_cpp, kind, str(folder), str(output)]
-            environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-            subprocess.run(arguments, check=True, capture_output=True, env=environment)
+            words = [kind, str(folder), "--vocab-only", "--outfile", str(output)]
+            environment = os.environ | {"HF_HUB_OFFLINE": "1", "LLAMA_CPP": llama_cpp}
+            command = [sys.executable, str(CONVERTER), *words]
+            subprocess.run(command, check=True, capture_output=True, env=environment)
             entries = digest(output).items()
             found[kind] = {k: v for k, v in entries if k.startswith("metadata tokenizer.")}
             print(f"{kind}: {len(found[kind])} values")
