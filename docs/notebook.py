@@ -108,11 +108,8 @@ print(sorted(cut.to_dict()))
 # %% [markdown]
 # ## For other programs
 #
-# A check against llama.cpp's own loader and gguf-py, and what Ollama imports the file by. LM
-# Studio takes it with `lms import small.gguf`, Ollama with `ollama create NAME -f Modelfile`;
-# neither could be run where this was written. Ollama has a template of its own for Gemma 4, and
-# finds others by the one in the file; files in several parts it takes from 0.35 on. Types per
-# expert are for gemcut alone, and `gemcut convert` makes a stock file of such a one.
+# A check against llama.cpp's own loader and gguf-py, and what Ollama imports the file by
+# ([other programs](running.md#in-other-programs)).
 
 # %%
 print(api.check_file(cut.path).standard)
