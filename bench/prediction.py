@@ -39,7 +39,7 @@ def main() -> None:
                 rows += compared(path, before, arguments)
     table = Table(f"{arguments.threads} threads", COLUMNS, rows)
     print(table)
-    record("prediction", CLAIM, [table])
+    record("-".join(["prediction", *(path.stem for path in arguments.files)]), CLAIM, [table])
 
 
 def compared(path: Path, before: int, arguments: argparse.Namespace) -> Iterator[list[Cell]]:

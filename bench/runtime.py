@@ -17,7 +17,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -62,7 +61,11 @@ def main() -> None:
         if not arguments.no_first:
             rows.append(compare_first(path, arguments))
     title = f"{arguments.threads} threads, depth {arguments.depth}, {arguments.rounds} rounds"
-    record("runtime", CLAIM, [Table(title, COLUMNS, rows)])
+    record(
+        "-".join(["runtime", *(path.stem for path in arguments.files)]),
+        CLAIM,
+        [Table(title, COLUMNS, rows)],
+    )
 
 
 def compare_speed(path: Path, arguments: argparse.Namespace) -> Iterator[Sequence[Cell]]:
@@ -98,19 +101,22 @@ def in_child(path: Path, arguments: argparse.Namespace, way: str) -> dict[str, f
 
 
 def ours(path: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """Tokens per second, after warming up."""
-    deepest, threads = (
-        arguments.depth + max(arguments.prompt, arguments.generate),
-        arguments.threads,
-    )
-    options = ContextOptions(deepest, n_ubatch=UBATCH, threads=threads, n_outputs=1)
-    load = ModelOptions()
+    """Tokens per second, after warming up; in contexts as large as llama-bench makes them."""
+    counts = {"prefill": (arguments.prompt, 0), "decode": (0, arguments.generate)}
+    deepest = arguments.depth + max(arguments.prompt, arguments.generate)
+    load, threads = ModelOptions(), arguments.threads
     if arguments.child == "planned":
         given = Given(n_ctx=deepest, n_ubatch=UBATCH, threads=threads)
         load = api.prepare(path, given).model
-    with Model.load(path, load) as model, Context(model, options) as context:
-        counts = arguments.prompt, arguments.generate
-        return asdict(speeds(context, (arguments.depth,), *counts, arguments.repeats)[0])
+    found: dict[str, float] = {}
+    with Model.load(path, load) as model:
+        for phase, count in counts.items():
+            size = arguments.depth + max(count)
+            options = ContextOptions(size, n_ubatch=UBATCH, threads=threads, n_outputs=1)
+            with Context(model, options) as context:
+                (speed,) = speeds(context, (arguments.depth,), *count, arguments.repeats)
+                found[phase] = getattr(speed, phase)
+    return found
 
 
 def theirs(path: Path, arguments: argparse.Namespace) -> dict[str, float]:

@@ -23,6 +23,7 @@ from gemcut.runtime.speed.records import (
     Recorder,
     corrected,
     corrections,
+    history,
     keep,
     keep_memory,
     kin,
@@ -141,6 +142,30 @@ def test_the_nearest_runs_count(tmp_path):
     of_file, _ = corrections(placement(), tmp_path)
 
     assert [8.0, 4.0, 2.0] == [pytest.approx(each.factor) for each in (any_, of_model, of_file)]
+
+
+def test_runs_at_other_depths_count_where_there_are_none_at_this_one(tmp_path):
+    """What attention is off by is more, the deeper a context is."""
+    for seconds, ratio in (0.1, 1.0), (0.15, 2.0), (0.15, 2.0), (0.1, 1.0):
+        keep(Record(kin(placement()), decode=(seconds, seconds * ratio)), tmp_path)
+    known = history(placement(), tmp_path)
+
+    assert known.decode(0.1).factor == pytest.approx(1.0)
+    assert known.decode(0.15).factor == pytest.approx(2.0)
+    assert known.decode(0.5).runs == 4
+
+
+def test_a_median_of_repeats_counts_for_them_all(tmp_path):
+    """Beside the prediction, which counts for one; no file makes them more than there can be."""
+    keep(Record(kin(placement()), decode=(0.1, 0.2), repeats=3), tmp_path)
+    found = corrections(placement(), tmp_path)[1]
+
+    assert found.factor == pytest.approx(2.0) and found.runs == 3
+
+    document = json.loads((tmp_path / "runs.json").read_text())
+    document["runs"][0]["repeats"] = 10**9
+    (tmp_path / "runs.json").write_text(json.dumps(document))
+    assert corrections(placement(), tmp_path)[1].runs == 8
 
 
 def test_a_model_of_another_size_says_nothing(tmp_path):

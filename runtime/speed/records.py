@@ -8,7 +8,7 @@ run never fails for it.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -48,6 +48,8 @@ _LEAST_ANSWER = 16  # tokens, below which the time says little
 # Seconds of a token over another model's, either way, up to which its errors say something here: a
 # small model is off by what its operations and caches do, a large one by what memory does.
 _COMPARABLE = 4.0
+# The same of one file's runs at two depths, so that what attention is off by is told from the rest.
+_AS_DEEP = 1.1
 Pair = tuple[float, float]  # predicted, measured
 
 
@@ -70,6 +72,7 @@ class Record:
     prefill: Pair | None = None
     decode: Pair | None = None
     memory: Mapping[str, Pair] = field(default_factory=dict)  # by place
+    repeats: int = 1  # that the speeds are the medians of
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,50 @@ class Correction:
         """The corrected speed."""
         seconds = self.factor * speed.seconds
         return Speed(seconds, self.doubt * seconds)
+
+
+@dataclass(frozen=True)
+class History:
+    """What ran with the same rates, at the same places, as a run that is to be predicted.
+
+    doubt: relative standard error of what is predicted without it.
+    """
+
+    own: Kin
+    doubt: float
+    runs: Sequence[Record]
+
+    def prefill(self, seconds: float) -> Correction:
+        """Of a prompt's token that is predicted to take so long."""
+        return self._correction(((each, each.prefill) for each in self.runs), seconds)
+
+    def decode(self, seconds: float) -> Correction:
+        """Of an answer's token that is predicted to take so long."""
+        return self._correction(((each, each.decode) for each in self.runs), seconds)
+
+    def _correction(self, runs: Iterable[tuple[Record, Pair | None]], seconds: float) -> Correction:
+        """The median of the logarithms of measured over predicted, and how far they are spread.
+
+        The prediction itself counts as one more run, which was off by nothing but its doubt.
+        """
+        ratios: list[float] = []
+        for run, (said, measured) in self._nearest(runs, seconds):
+            ratios += [math.log(measured / said)] * run.repeats
+        middle = median([0.0, *ratios])
+        squares = [self.doubt**2, *((ratio - middle) ** 2 for ratio in ratios)]
+        return Correction(math.exp(middle), math.sqrt(sum(squares) / len(squares)), len(ratios))
+
+    def _nearest(
+        self, runs: Iterable[tuple[Record, Pair | None]], seconds: float
+    ) -> list[tuple[Record, Pair]]:
+        """The latest of the same file about as deep, else of that file; else of the same model;
+        else of any that takes about as long."""
+        known = [(run, pair) for run, pair in runs if pair]
+        of_model = [each for each in known if each[0].kin.model == self.own.model]
+        of_file = [each for each in of_model if each[0].kin == self.own]
+        as_deep = [each for each in of_file if _comparable(each[1][0], seconds, _AS_DEEP)]
+        close = [each for each in known if _comparable(each[1][0], seconds, _COMPARABLE)]
+        return (as_deep or of_file or of_model or close)[-_ALIKE:]
 
 
 @dataclass(frozen=True)
@@ -180,15 +227,21 @@ def records(folder: Path | None = None) -> list[Record]:
         return []
 
 
+def history(placement: Placement, folder: Path | None = None) -> History:
+    """What is kept of runs like this one."""
+    own = kin(placement)
+    runs = [
+        each
+        for each in records(folder)
+        if (each.kin.machine, each.kin.places) == (own.machine, own.places)
+    ]
+    return History(own, placement.profile.doubt, runs)
+
+
 def corrections(placement: Placement, folder: Path | None = None) -> tuple[Correction, Correction]:
-    """What earlier runs with the same rates, at the same places, say: of prefill, and of decode."""
-    own, kept, doubt = kin(placement), records(folder), placement.profile.doubt
-    prefill = [(each.kin, each.prefill) for each in kept if each.prefill]
-    decode = [(each.kin, each.decode) for each in kept if each.decode]
-    return (
-        _correction(_nearest(own, prefill, placement.prefill.seconds), doubt),
-        _correction(_nearest(own, decode, placement.decode.seconds), doubt),
-    )
+    """What earlier runs say of a placement's own speeds: of prefill, and of decode."""
+    known = history(placement, folder)
+    return known.prefill(placement.prefill.seconds), known.decode(placement.decode.seconds)
 
 
 def corrected(placement: Placement, folder: Path | None = None) -> Placement:
@@ -202,31 +255,8 @@ def _alike(record: Record, other: Record) -> bool:
     return record.kin == other.kin and bool(record.memory) == bool(other.memory)
 
 
-def _nearest(own: Kin, known: Iterable[tuple[Kin, Pair]], seconds: float) -> list[Pair]:
-    """The latest runs of the same file; else of the same model; else of any that takes about as
-    long; all at the same places."""
-    found = [
-        (kin, pair) for kin, pair in known if (kin.machine, kin.places) == (own.machine, own.places)
-    ]
-    of_model = [(kin, pair) for kin, pair in found if kin.model == own.model]
-    of_file = [(kin, pair) for kin, pair in of_model if kin == own]
-    close = [(kin, pair) for kin, pair in found if _comparable(pair[0], seconds)]
-    return [pair for _, pair in (of_file or of_model or close)[-_ALIKE:]]
-
-
-def _comparable(one: float, other: float) -> bool:
-    return one <= _COMPARABLE * other and other <= _COMPARABLE * one
-
-
-def _correction(pairs: Iterable[Pair], doubt: float) -> Correction:
-    """The median of the logarithms of measured over predicted, and how far they are spread.
-
-    The prediction itself counts as one more run, which was off by nothing but its doubt.
-    """
-    ratios = [math.log(measured / predicted) for predicted, measured in pairs]
-    middle = median([0.0, *ratios])
-    squares = [doubt**2, *((ratio - middle) ** 2 for ratio in ratios)]
-    return Correction(math.exp(middle), math.sqrt(sum(squares) / len(squares)), len(ratios))
+def _comparable(one: float, other: float, factor: float) -> bool:
+    return one <= factor * other and other <= factor * one
 
 
 def _rates(profile: Profile) -> list[Any]:
@@ -256,6 +286,7 @@ def _record(raw: Any, what: str = "a run") -> Record:
         "prefill": _speeds,
         "decode": _speeds,
         "memory": lambda sizes, which: each(_pair, sizes, which),
+        "repeats": _repeats,
     }
     return Record(**fields(raw, what, readers))
 
@@ -272,6 +303,10 @@ def _speeds(raw: Any, what: str) -> Pair | None:
     if not 1 / _LONGEST <= min(found) <= max(found) <= _LONGEST:
         raise ValueError(f"{what} is {raw!r:.40}, wanted seconds")
     return found
+
+
+def _repeats(raw: Any, what: str) -> int:
+    return min(max(1, int(amount(raw, what))), _ALIKE)
 
 
 def _pair(raw: Any, what: str) -> Pair:

@@ -10,7 +10,7 @@ from gemcut.runtime.placement.held import totals
 from gemcut.runtime.placement.placement import Placement
 from gemcut.runtime.speed.forecast import Forecast
 from gemcut.runtime.speed.measured import MeasuredSpeed, Tell, speeds
-from gemcut.runtime.speed.records import Pair, Record, corrections, keep, kin, memory_pairs
+from gemcut.runtime.speed.records import Pair, Record, history, keep, kin, memory_pairs
 from gemcut.runtime.speed.throughput import Speed
 
 
@@ -74,13 +74,14 @@ def try_run(
         EngineError: the model does not run.
     """
     measured = speeds(loaded.context, depths, n_prompt, n_generate, repeats, tell)
-    by_prefill, by_decode = corrections(forecast.placement, folder)
+    before = history(forecast.placement, folder)
     rows = []
     for found in measured:
         prefill, decode = _predicted(forecast, found)
         keep(_record(forecast, found, prefill, decode), folder)
-        corrected = prefill and by_prefill.of(prefill), decode and by_decode.of(decode)
-        rows.append(Row(found, *corrected))
+        prefill = prefill and before.prefill(prefill.seconds).of(prefill)
+        decode = decode and before.decode(decode.seconds).of(decode)
+        rows.append(Row(found, prefill, decode))
     memory = memory_pairs(loaded.placement, totals(loaded.held))
     return Trial(loaded.placement, tuple(rows), memory, n_prompt, n_generate, repeats)
 
@@ -100,6 +101,7 @@ def _record(
         found.depth,
         (prefill.seconds, 1 / found.prefill) if prefill else None,
         (decode.seconds, 1 / found.decode) if decode else None,
+        repeats=found.repeats,
     )
 
 
