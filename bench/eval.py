@@ -33,8 +33,8 @@ from shaped import Shape, fill, narrow, short
 from gemcut.sizes import format_size
 
 CLAIM = (
-    "`gemcut eval` compares six files in one go, without a file of logits: in less time than "
-    "llama-perplexity's runs where the vocabulary is large, and on a fraction of the disk."
+    "`gemcut eval` compares six files in one go, without a file of logits: what llama-perplexity "
+    "does too takes about as long, on a fraction of the disk."
 )
 COLUMNS = ("model", "chunks", "program", "wall s", "CPU s", "memory MB", "disk MB", "relative time")
 NOTES = (

@@ -30,10 +30,11 @@ HEAD = """\
 # Plans for large models on common machines
 
 **All of it is predicted.** Made by `bench/plans.py` from headers alone: no weight was read, so
-types are chosen by priors (round numbers by role), KL divergences are beliefs, and
-speeds follow from data sheets (standard error {doubt:.0%}). What `gemcut measure` finds on the
-model itself replaces the priors, `gemcut doctor --measure` the data sheets. VRAM and RAM are
-totals, of which reserves and margins are taken; cards are {cards}; memory
+types are chosen by priors (round numbers by role) as if importance had been collected, which lets
+smaller ones be chosen than without; KL divergences are beliefs, and speeds follow from data
+sheets (standard error {doubt:.0%}). What `gemcut measure` finds on the model itself
+replaces the priors, `gemcut doctor --measure` the data sheets. VRAM and RAM are totals,
+of which reserves and margins are taken; cards are {cards}; memory
 is DDR5-5600 on two channels with eight cores; the context is {context} tokens with keys and values
 in F16. A plan is the balance, the knee of the frontier from the fastest to the best; "below" counts
 tensors below the default range of types.

@@ -95,6 +95,8 @@ def test_what_was_scored_is_not_scored_again(bf16, q4_k_m, text, monkeypatch):
     [
         ([], "no file to score"),
         (["x.gguf", "--results", "r"], "name no files beside it"),
+        (["x.gguf", "--keep", "k"], "--keep is of what a sweep cuts"),
+        (["x.gguf", "--imatrix", "i"], "--imatrix is of what a sweep cuts"),
         (["a", "b", "--sweep", "q8_0"], "--sweep cuts one SRC, 2 are named"),
         (["x.gguf", "-ctk", "q8_0,q4_0", "-ctv", "f16,q8_0,q4_0"], "2 types of keys, 3 of values"),
         (["x.gguf", "--sweep", "rate=4"], "wanted a type or mixture, size=14G, bpw=4.5"),

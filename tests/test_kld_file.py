@@ -1,5 +1,6 @@
 """llama.cpp's files of log-probabilities: written, read, and refused when damaged."""
 
+import os
 import pickle
 import shutil
 
@@ -244,12 +245,33 @@ def test_damaged_files_are_refused(tmp_path, how):
 def test_a_row_that_no_logits_make_is_refused(tmp_path, how):
     path = tmp_path / "base.kld"
     write(path)
-    reference = KldReference(KldFile.read(path), None)
     path.write_bytes(damaged(path.read_bytes(), how))
+    reference = KldReference(KldFile.read(path), None)
 
     assert np.isfinite(reference.logits(*parts(reference.chunks[1]))).all()
     with pytest.raises(TextError, match="chunk 3 is damaged"):
         reference.logits(*parts(reference.chunks[2]))
+
+
+@pytest.mark.parametrize("how", ["written to", "replaced", "removed"])
+def test_a_file_that_changes_is_refused(tmp_path, how):
+    """While it is read, and by a process that opens it anew: its rows would be another text's."""
+    path, other = tmp_path / "base.kld", tmp_path / "other.kld"
+    write(path)
+    write(other)
+    reference = KldReference(KldFile.read(path), None)
+    assert np.isfinite(reference.logits(*parts(reference.chunks[0]))).all()
+    if how == "written to":
+        os.utime(path, ns=(1, 1))
+    elif how == "replaced":
+        other.replace(path)
+    else:
+        path.unlink()
+
+    with pytest.raises(TextError, match="was changed while it was scored"):
+        reference.logits(*parts(reference.chunks[0]))
+    with pytest.raises(TextError, match="was changed while it was scored|cannot read it"):
+        pickle.loads(pickle.dumps(reference))
 
 
 def test_a_missing_file_is_refused(tmp_path):

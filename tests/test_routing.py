@@ -14,6 +14,7 @@ from gemcut import api
 from gemcut.engine import ContextOptions
 from gemcut.errors import EngineError
 from gemcut.eval.files import select
+from gemcut.eval.routing import capture as module
 from gemcut.eval.routing.agreement import Agreement, agreement, compare
 from gemcut.eval.routing.capture import Choices, capture
 from gemcut.eval.routing.route import route, spread
@@ -102,6 +103,25 @@ def test_the_demo_sends_a_token_to_its_highest_logits(model, chunks, n_ubatch):
         assert as_sets(ids) == as_sets(choices.ids), block
         gates = by_expert(choices.ids, choices.gates)
         np.testing.assert_allclose(gates, by_expert(ids, shares), rtol=1e-4)
+
+
+def test_what_no_router_sees_is_not_computed(model, chunks, monkeypatch):
+    """Of one token, to know the last block that routes; what is found is the same as by chunk."""
+    asked, wants = [], module._Watcher.wants
+
+    def noted(self, name, tensor):
+        asked.append(name)
+        return wants(self, name, tensor)
+
+    monkeypatch.setattr(module._Watcher, "wants", noted)
+    found = capture(model, options(), chunks[:3])
+    alone = [capture(model, options(), [chunk]) for chunk in chunks[:3]]
+
+    ends = [name for name in asked if name == "result_output"]
+    assert 4 == len(ends)  # of one token, for each of the four captures
+    for block, choices in found.items():
+        assert (choices.ids == np.concatenate([each[block].ids for each in alone])).all()
+        assert (choices.gates == np.concatenate([each[block].gates for each in alone])).all()
 
 
 def grouped(scores, groups, used):

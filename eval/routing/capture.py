@@ -59,7 +59,7 @@ def capture(
         tell: called after every chunk.
 
     Returns:
-        Nothing for a model without experts, of which one chunk is read.
+        Nothing for a model without experts, of which one token is read.
 
     Raises:
         EngineError: llama.cpp refuses, gates are not finite, or a block routes other tokens than
@@ -68,6 +68,9 @@ def capture(
     watcher = _Watcher()
     found: dict[int, list[Choices]] = {}
     with Context(model, options, watcher.on_tensor, watcher.wants) as context:
+        context.decode(chunks[0].tokens[:1], outputs="last")
+        if not watcher.take():  # which now knows the last block that routes
+            return {}
         for chunk in chunks:
             context.forget()
             for part in parts(chunk):
@@ -76,8 +79,6 @@ def capture(
                     found.setdefault(block, []).append(_scored(block, seen, part.outputs))
             if tell:
                 tell()
-            if not found:
-                break
     return {block: _joined(seen) for block, seen in sorted(found.items())}
 
 
@@ -85,6 +86,8 @@ class _Watcher:
     """Reads choices off a running graph. Its methods are a context's `wants` and `on_tensor`.
 
     A chunk may be computed in several graphs, one for each ubatch: their rows follow each other.
+    Once it is known which block routes last, what comes behind it is not computed: no router sees
+    it, and of a small model with a large vocabulary it is most of the work.
     """
 
     def __init__(self) -> None:
@@ -93,6 +96,7 @@ class _Watcher:
         # gates; the other way round where gates weigh what experts read (llama4).
         self._ids: dict[int, tuple[int, Ids] | None] = {}
         self._gates: dict[int, Gates] = {}
+        self._last: int | None = None
 
     def wants(self, name: str, tensor: Tensor) -> bool:
         """Whether a result is the experts' last product, or their weighting."""
@@ -101,30 +105,33 @@ class _Watcher:
             return _DOWN.fullmatch(tensor.sources[0].name) is not None
         return op == "MUL" and _WEIGHTED.fullmatch(name) is not None
 
-    def on_tensor(self, name: str, tensor: Tensor) -> None:
-        """Read the ids or the gates that a result was made from."""
+    def on_tensor(self, name: str, tensor: Tensor) -> bool:
+        """Read the ids or the gates that a result was made from; whether more are to come."""
         weight, second, *rest = tensor.sources
         if rest and (down := _DOWN.fullmatch(weight.name)):
             ids = rest[0].read()[0, 0].astype(np.uint16)
             # Smaller experts beside the others (grovemoe) follow these and choose nothing.
             self._ids[int(down[1])] = None if down[2] else (weight.shape[1], ids)
-            self._pair(int(down[1]))
-        elif weighted := _WEIGHTED.fullmatch(name):
+            return self._pair(int(down[1]))
+        if weighted := _WEIGHTED.fullmatch(name):
             self._gates[int(weighted[1])] = second.read()[0, :, :, 0].astype(np.float32)
-            self._pair(int(weighted[1]))
+            return self._pair(int(weighted[1]))
+        return True
 
     def take(self) -> dict[int, Choices]:
         """What was seen since the last time."""
         found = {block: _joined(parts) for block, parts in self._parts.items()}
         self._parts, self._ids, self._gates = {}, {}, {}
+        self._last = max(found, default=None)
         return found
 
-    def _pair(self, block: int) -> None:
+    def _pair(self, block: int) -> bool:
         if block not in self._ids or block not in self._gates:
-            return
+            return True
         chosen, gates = self._ids.pop(block), self._gates.pop(block)
         if chosen:
             self._parts.setdefault(block, []).append(_checked(block, *chosen, gates))
+        return block != self._last
 
 
 def _checked(block: int, n_experts: int, ids: Ids, gates: Gates) -> Choices:

@@ -21,8 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemcut.errors import OutputError, TextError
+from gemcut.eval.files import CHANGED
 from gemcut.eval.scoring.packed import LARGEST, pack, row_words, unpack
 from gemcut.eval.texts.chunks import Chunk, Part, Tokens, half_scored, scored
+from gemcut.gguf_file import state_of
 from gemcut.outputs import completed
 from gemcut.score import Logits
 from gemcut.sizes import format_size
@@ -45,21 +47,31 @@ class KldFile:
     tokens: Tokens
     n_vocab: int
     _rows: NDArray[np.uint16]  # [n_chunks, scored, row]
+    _state: tuple[int, ...]
 
     @classmethod
-    def read(cls, path: Path) -> "KldFile":
-        """Open a file. Raises TextError: unreadable, not such a file, or cut short."""
+    def read(cls, path: Path, wanted: tuple[int, ...] | None = None) -> "KldFile":
+        """Open a file.
+
+        Args:
+            wanted: its state where it was opened before.
+
+        Raises TextError: unreadable, not such a file, cut short, or changed since.
+        """
         try:
             with open(path, "rb") as file:
                 header = file.read(_HEADER.size)
+            found = state_of(path)
             size = path.stat().st_size
         except OSError as error:
             raise TextError(f"{path}: cannot read it: {error.strerror}") from error
+        if found != (wanted or found):
+            raise TextError(f"{path}: {CHANGED}")
         n_ctx, n_vocab, n_chunks = _sizes(path, header)
-        wanted = file_bytes(n_ctx, n_vocab, n_chunks)
-        if size != wanted:
+        whole = file_bytes(n_ctx, n_vocab, n_chunks)
+        if size != whole:
             raise TextError(
-                f"{path}: {size} bytes, wanted {wanted} for {n_chunks} chunks of {n_ctx} and a "
+                f"{path}: {size} bytes, wanted {whole} for {n_chunks} chunks of {n_ctx} and a "
                 f"vocabulary of {n_vocab}: it is cut short or damaged, save it anew"
             )
         start = _HEADER.size + 4 * n_chunks * n_ctx
@@ -68,10 +80,13 @@ class KldFile:
         if tokens.min(initial=0) < 0 or tokens.max(initial=0) >= n_vocab:
             raise TextError(f"{path}: it has tokens beyond its vocabulary of {n_vocab}")
         rows = np.memmap(path, "<u2", "r", start, shape)
-        return cls(path, tokens.reshape(n_chunks, n_ctx), n_vocab, rows)
+        return cls(path, tokens.reshape(n_chunks, n_ctx), n_vocab, rows, found)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return KldFile.read, (self.path,)  # for another process: not its rows, which may be 70 GB
+        return KldFile.read, (
+            self.path,
+            self._state,
+        )  # for another process: not its rows, which may be 70 GB
 
     def log_probabilities(
         self,
@@ -85,7 +100,7 @@ class KldFile:
         Args:
             which: of those rows.
 
-        Raises TextError for a row that no logits make: the file is damaged.
+        Raises TextError for a row that no logits make: the file is damaged; or it was changed.
         """
         rows = self._rows[chunk, which]
         scales = np.ascontiguousarray(rows[:, :4]).view("<f4")
@@ -94,7 +109,17 @@ class KldFile:
         sane = (steps >= 0) & (steps <= LARGEST) & (least < 0)
         if not (np.isfinite(scales).all() and sane.all()):
             raise TextError(f"{self.path}: chunk {chunk + 1} is damaged: save it anew")
-        return unpack(rows, self.n_vocab, out, threads)
+        logits = unpack(rows, self.n_vocab, out, threads)
+        self._check_same()
+        return logits
+
+    def _check_same(self) -> None:
+        try:
+            found = state_of(self.path)
+        except OSError:  # it is gone
+            found = ()
+        if found != self._state:
+            raise TextError(f"{self.path}: {CHANGED}")
 
 
 class KldReference:

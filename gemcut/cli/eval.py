@@ -140,6 +140,8 @@ def _joined(said: dict[str, Any]) -> "Report":
 
 def _given(said: dict[str, Any]) -> tuple[Sequence[Path], Path | None]:
     """The files, from the Hub where that is said."""
+    if idle := [name for name in ("imatrix", "keep") if said[name]]:
+        raise UsageError(f"--{idle[0]} is of what a sweep cuts: name --sweep, or leave it out")
     revision, offline, reference = said["revision"], said["offline"], said["reference"]
     files = [local_gguf(file, revision, offline) for file in said["files"]]
     return files, reference and local_gguf(reference, revision, offline)

@@ -33,7 +33,9 @@ class Context(Sequences):
 
     Args:
         on_tensor: called with the name and the tensor for every result computed, in order. What it
-            raises ends the decode and is raised from there; the cache is then empty.
+            raises ends the decode and is raised from there; the cache is then empty. If it returns
+            False, the rest of a graph is left out as far as llama.cpp computes it in one piece:
+            logits, and what later layers keep, are then none.
         wants: asked before a result is computed, so that on_tensor need not see every one; an
             unwanted result costs little, a wanted one ends the overlap of computations.
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from gemcut.errors import EngineError
 from gemcut.llama.tensor import Tensor
 
-OnTensor = Callable[[str, Tensor], None]
+OnTensor = Callable[[str, Tensor], bool | None]  # False: what follows need not be computed
 Wants = Callable[[str, Tensor], bool]
 
 
@@ -25,10 +25,10 @@ class Watch:
             tensor = Tensor(address)
             if ask:
                 return self._wants is None or bool(self._wants(tensor.name, tensor))
-            self._on_tensor(tensor.name, tensor)
+            return self._on_tensor(tensor.name, tensor) is not False
         except BaseException as error:  # KeyboardInterrupt too: C cannot pass it on
             self.failure = error
-        return self.failure is None
+        return False
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
