@@ -32,12 +32,13 @@ MACHINE = "rtx-3060+ddr5-5600x2@8"
 _PLACES = ((2e9, 0.12), (8e9, 0.25))  # bytes of VRAM and RAM: fixed, and a share of the source
 CLAIM = (
     "What the commands take as layers, experts, the vocabulary or files grow. An exponent of 1 is "
-    "linear, 0 no growth; one or two points above 1 are within what a busy machine adds."
+    "linear, 0 no growth; a few tenths above 1 are within what a busy machine adds."
 )
 NOTES = (
     "inspect, plan and run (`--dry-run`) read sparse files of 26B-A4B's widths; the others work on "
     "random weights of width 512, in the page cache: of larger files the system's reading and "
-    "writing comes on top. measure is without probes, imatrix and eval read 2,048 tokens.",
+    "writing comes on top. measure is without probes, imatrix and eval read 2,048 tokens; most of "
+    "their memory is the model in Q8_0, which is mapped.",
 )
 
 

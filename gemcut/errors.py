@@ -18,6 +18,7 @@ GemcutError
 """
 
 _STRANGE = "\N{REPLACEMENT CHARACTER}"
+_LONGEST = 4000  # characters of a message; names out of foreign files may have megabytes
 
 
 def printable(text: str) -> str:
@@ -29,7 +30,9 @@ class GemcutError(Exception):
     """Something a user can act on; shown as one line, without a traceback."""
 
     def __init__(self, message: str = "") -> None:
-        """Keep the message on one line."""
+        """Keep the message on one line, and of one that is too long the beginning and the end."""
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
         super().__init__(printable(message))
 
 

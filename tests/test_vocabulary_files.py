@@ -221,6 +221,15 @@ def test_merges_that_no_scores_can_stand_for_are_refused(mixtral):
         read("llama-spm", mixtral)
 
 
+def test_a_token_of_megabytes_is_not_cut_everywhere(mixtral):
+    """Which would copy it as often as it has letters: terabytes."""
+    change_json(mixtral, lambda d: d["model"]["vocab"].update({"ab" * (1 << 20): 3}))
+
+    with pytest.raises(CheckpointError, match="have one id, 3") as caught:
+        read("llama-spm", mixtral)
+    assert len(str(caught.value)) < 5000
+
+
 SPACES = {
     "normalizer": lambda d: d["normalizer"]["normalizers"].append({"type": "NFKC"}),
     "words": lambda d: d.update(pre_tokenizer={"type": "Metaspace", "replacement": "▁"}),

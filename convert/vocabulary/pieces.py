@@ -7,7 +7,7 @@ same score if there is no tokenizer.model, and such a file splits text otherwise
 learned it; with a tokenizer.model its result is the one here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from gemcut.convert.vocabulary.document import (
     BYTE,
@@ -103,8 +103,9 @@ def _scores(document: Document) -> dict[str, float]:
     pairs = set(document.merges)
     merged = dict.fromkeys(left + right for left, right in document.merges)
     spelled = {token for token in document.ids if not BYTE_TOKEN.fullmatch(token)}
+    lengths = {len(token) for token in spelled}
     for token in spelled - document.added.keys():
-        for left, right in _halves(token):
+        for left, right in _halves(token, lengths):
             if left in spelled and right in spelled and (left, right) not in pairs:
                 raise CheckpointError(
                     f"{document.where}: no merge of {left!r} and {right!r}, though {token!r} is a "
@@ -114,8 +115,11 @@ def _scores(document: Document) -> dict[str, float]:
     return {token: float(-place) for place, token in enumerate([*merged, *rest])}
 
 
-def _halves(token: str) -> Iterator[tuple[str, str]]:
-    return ((token[:cut], token[cut:]) for cut in range(1, len(token)))
+def _halves(token: str, lengths: Collection[int]) -> Iterator[tuple[str, str]]:
+    """Its two parts, cut wherever both are as long as some token: of a token of megabytes seldom,
+    and each cut copies all of it."""
+    cuts = sorted(cut for cut in lengths if 0 < cut < len(token) and len(token) - cut in lengths)
+    return ((token[:cut], token[cut:]) for cut in cuts)
 
 
 def _prefix(document: Document) -> bool:

@@ -46,6 +46,7 @@ _CACHES = ("f16", "q8_0", "q4_0")  # types of keys and values
 _HEADS, _MORE_HEADS = (1024, 2, 4), (4096, 4, 8)
 _BLOCKS = 4  # of a step; of many heads as many as half of the memory holds
 _LEAST, _MOST = 3, 400  # steps that are timed
+_BRIEF = 0.01  # seconds for a product with a batch: steps of a millisecond are soon held up
 _CALM = 1.5  # median over fast end, above which something else was running
 _DISTURBED = 0.25  # share of the measurements, above which the machine was not calm
 _SEEN = 8  # disturbed measurements, after which a machine is taken to be busy
@@ -203,7 +204,7 @@ class _Meter:
                 with self._products(phase, memories, kind) as products:
                     if products:
                         work = products.step_flops if phase else products.step_bytes
-                        sample = self._time(products, 0.0 if phase else self._seconds)
+                        sample = self._time(products, _BRIEF if phase else self._seconds)
                         found[phase, layout, kind.name] = replace(sample, work=work)
         return found
 
@@ -240,7 +241,7 @@ class _Meter:
         """Of so many heads; None if the device does not attend to this type."""
         queries, blocks, seconds = 1, _BLOCKS, self._seconds
         if phase == _ATTEND:
-            queries, blocks, seconds = _DENSE_BATCH if self._cpu else _BATCH, 1, 0.0
+            queries, blocks, seconds = _DENSE_BATCH if self._cpu else _BATCH, 1, _BRIEF
         elif heads == _MORE_HEADS:
             blocks = max(1, memory.size // (2 * Attention.block_bytes(kind, *heads[:2])))
         with Attention(memory, kind, queries, *heads, blocks) as attention:

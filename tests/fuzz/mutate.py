@@ -114,7 +114,7 @@ def json_values(random: Random, data: bytes) -> bytes:
     except (ValueError, RecursionError):  # it holds itself by now
         return flip(random, data)
     for name, raw in _RAW.items():
-        text = text.replace(json.dumps(name), raw)
+        text = text.replace(json.dumps(name), raw, max(1, _MOST // len(raw)))
     return _twice(random, text).encode("utf-8", "surrogatepass")
 
 
