@@ -8,6 +8,7 @@ import pytest
 
 import gemcut
 from gemcut import api
+from gemcut.convert.model import Model as Source
 from gemcut.llama import Model
 from gemcut.llama.experts_library import library_file
 from gemcut.runtime.experts.build import build, compiler
@@ -54,6 +55,12 @@ def experts_library(own_folders: None) -> Path:
 def checkpoint() -> Path:
     """The small trained checkpoint that ships with the package."""
     return Path(gemcut.__file__).parent / "demo" / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def demo(checkpoint: Path) -> Source:
+    """The same, opened to be converted or planned for."""
+    return api.open_source(checkpoint)
 
 
 @pytest.fixture(scope="session")

@@ -25,11 +25,6 @@ CARD = Processor("gpu0", "card", 4 << 30, 0, 4 * RATE, flops=100 * FLOPS, link=2
 TYPES = ("q4_0", "q6_k", "q8_0")
 
 
-@pytest.fixture(scope="module")
-def demo(checkpoint) -> Model:
-    return api.open_source(checkpoint)
-
-
 def cpu(decode: float, batches: float, kinds: tuple[str, ...] = TYPES) -> Profile:
     """A machine whose own layouts are so many times as fast as weights as they are in a file."""
     plain = Kernels(*(dict.fromkeys(TYPES, rate) for rate in (RATE, FLOPS, FLOPS)))

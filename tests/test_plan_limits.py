@@ -32,11 +32,6 @@ from tests.plans import (
 
 
 @pytest.fixture(scope="module")
-def demo(checkpoint) -> Model:
-    return api.open_source(checkpoint)
-
-
-@pytest.fixture(scope="module")
 def real(checkpoint, tmp_path_factory):
     """The 26B-A4B, its 262144 tokens left out: they would only take time."""
     folder = tmp_path_factory.mktemp("real") / "model"

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 
 from gemcut import api, ggml
-from gemcut.convert.model import Model
 from gemcut.errors import BudgetError, PlanError, UsageError
 from gemcut.quantize.export import layout
 from gemcut.quantize.request import Rule, parse_rule
@@ -18,11 +17,6 @@ from tests.plans import (
     pc,
     probed,
 )
-
-
-@pytest.fixture(scope="module")
-def demo(checkpoint) -> Model:
-    return api.open_source(checkpoint)
 
 
 def test_rules_hold(demo):

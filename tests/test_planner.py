@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from gemcut import api, ggml
 from gemcut.api import Target
-from gemcut.convert.model import Model
 from gemcut.engine import ContextOptions
 from gemcut.errors import BudgetError, PlanError, SensitivityError
 from gemcut.gguf_file import Value
@@ -38,11 +37,6 @@ from tests.plans import (
 )
 
 FAMILIES = ["deepseek_v3", "glm4_moe", "gpt_oss", "llama4", "mixtral", "qwen3_next"]
-
-
-@pytest.fixture(scope="module")
-def demo(checkpoint) -> Model:
-    return api.open_source(checkpoint)
 
 
 @pytest.mark.parametrize("columns", [32, 64, 192, 256, 704, 2112, 2816, 33])
