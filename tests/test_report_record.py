@@ -3,17 +3,20 @@
 import csv
 import json
 import re
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import yaml  # type: ignore[import-untyped]
 from markdown_it import MarkdownIt
+from typing_extensions import TypeAliasType
 
 from gemcut.errors import ReportError
 from gemcut.eval.report import record
 from gemcut.eval.report.arrays import to_arrays
 from gemcut.eval.report.card import card, escape
+from gemcut.eval.report.plain import to_plain
 from gemcut.eval.report.record import RECORD, SCORES, read, to_dict, write
 from gemcut.eval.report.sheet import sheet
 from tests.reports import report, small
@@ -59,6 +62,17 @@ def test_a_report_is_read_back_whole(whole, tmp_path):
     assert [c.digest for c in ours.chunks] == [c.digest for c in theirs.chunks]
     assert theirs.rows[2].column.key == ours.rows[2].column.key
     assert theirs.rows[2].scores.divergence.kld.dtype == np.float64
+
+
+def test_arrays_by_another_name_are_left_to_the_other_file():
+    """As NumPy's NDArray is an alias from 2.5 on."""
+    number = TypeVar("number")
+    alias = TypeAliasType("alias", np.ndarray[Any, np.dtype[number]], type_params=(number,))
+
+    array = alias[np.int32]
+    found = make_dataclass("Found", [("n", int), ("each", array), ("maybe", array | None)])
+
+    assert {"n": 3} == to_plain(found(3, np.zeros(2, np.int32), None))
 
 
 def test_no_path_and_no_text_is_kept(whole, tmp_path):

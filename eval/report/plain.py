@@ -132,8 +132,11 @@ def _kept(kind: Any) -> tuple[str, ...]:
 
 
 def _elsewhere(hint: Any) -> bool:
-    if (get_origin(hint) or hint) in _ELSEWHERE:
+    kind = get_origin(hint) or hint
+    if kind in _ELSEWHERE:
         return True
+    if named := getattr(kind, "__value__", None):  # an alias, as NumPy's NDArray is from 2.5 on
+        return _elsewhere(named)
     return any(map(_elsewhere, get_args(hint)))
 
 
