@@ -1,17 +1,18 @@
 """What llama.cpp would end the process over is refused, with words, before it is shown the file."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
-from gemcut import api
+from gemcut import api, ggml
 from gemcut.errors import EngineError
-from gemcut.gguf_file import GGUFFile, Value
+from gemcut.gguf_file import GGUFFile, TensorInfo, Value
 from gemcut.gguf_parts import GGUFParts
 from gemcut.gguf_writer import GGUFWriter
 from gemcut.last_words import GIVES_UP
 from gemcut.llama import Model, loadable
-from gemcut.llama.loadable import check_loadable, faults_of
+from gemcut.llama.loadable import check_loadable, faults_of, matrices_without_products
 from tests import families
 from tests.child import run_code
 
@@ -72,6 +73,7 @@ def changed(q4_k_m, tmp_path):
         ({"attention__shared_kv_layers": 99}, "shared_kv_layers is 99 of"),
         ({"block_count": 1}, "shared_kv_layers is 0 of 1 blocks, wanted 2 with"),
         ({"rope__dimension_count": 31}, "rope.dimension_count is 31, wanted an even number"),
+        ({"rope__dimension_count": 0}, "rope.dimension_count is 0, wanted 2 to"),
         ({"rope__scaling__type": "x"}, "rope.scaling.type is 'x', wanted one of"),
         ({"nextn_predict_layers": 77}, "nextn_predict_layers is 77"),
     ],
@@ -129,6 +131,29 @@ def test_a_file_that_names_no_context_answers(changed):
     """It takes 0 for a number that is not known."""
     with api.load(changed(context_length=0), context=64, threads=1) as session:
         assert "length" == session.complete("def", 2).finish
+
+
+def test_matrices_that_nothing_multiplies_are_refused(bf16, tmp_path):
+    """llama.cpp would jump to where there is no function."""
+    data, path = bytearray(bf16.read_bytes()), tmp_path / "damaged.gguf"
+    name = b"blk.4.ffn_gate_inp.weight"
+    place = data.index(name) + len(name) + 4 + 2 * 8  # behind the number of sizes, and two of them
+    data[place : place + 4] = (26).to_bytes(4, "little")
+    path.write_bytes(data)
+
+    with pytest.raises(EngineError, match=r"blk\.4\.ffn_gate_inp\.weight is of the type i32"):
+        Model.load(path)
+
+
+@pytest.mark.parametrize("kind", ["i8", "i32", "i64", "f64"])
+def test_tables_of_numbers_are_looked_up_alone(kind):
+    """As those that say which token has which experts, or which token of a draft is which."""
+    number = ggml.type_named(kind)
+    tables = [TensorInfo(name, (9, 4), number, 0) for name in ("blk.0.ffn_gate_tid2eid", "d2t")]
+    others = [TensorInfo(name, (9, 4), number, 0) for name in ("blk.0.ffn_up.weight", "output")]
+
+    assert [] == [*matrices_without_products([*tables, replace(others[0], shape=(9,))])]
+    assert 2 == len([*matrices_without_products([*tables, *others])])
 
 
 def test_a_file_is_looked_at_once_until_it_changes(changed, monkeypatch):

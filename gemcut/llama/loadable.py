@@ -6,21 +6,27 @@ same order and with the limits of the version that is pinned (`src/llama-model.c
 `src/llama-vocab.cpp`). The header itself is checked where it is read (`gguf_file`).
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from gemcut.errors import EngineError, GGUFError
-from gemcut.gguf_file import Value, state_of
+from gemcut.gguf_file import TensorInfo, Value, state_of
 from gemcut.gguf_parts import GGUFParts, part_paths
 
 _MOST_BLOCKS, _MOST_EXPERTS = 512, 1024  # LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS
 _MOST = (1 << 31) - 1  # numbers are u32, and multiplied as int
 _SCALINGS = ("none", "linear", "yarn", "longrope")
 _SHARING, _LEAST_OWN = "gemma4", 2  # blocks with a cache of their own, where others share it
+_ENDLESS = "gemma4"  # which never ends to turn vectors of no numbers; others may have none to turn
 _DENSE = ("hunyuan-dense", "hunyuan_vl")  # of one expert, which llama.cpp forgets
 _TOKENS = "tokenizer.ggml.tokens"
+# Types without a `vec_dot` (`ggml-cpu.c`), and tables of numbers, which are looked up alone.
+_NO_PRODUCTS = frozenset("i8 i16 i32 i64 f64".split())
+_TABLE = re.compile(r"(?:^|[._])(?:gate_tid2eid|d2t|t2d)(?:[._]|$)")
 
 States = tuple[tuple[int, ...] | None, ...]
 
@@ -38,7 +44,7 @@ def check_loadable(path: Path, parts: GGUFParts | None = None) -> None:
     """
     states = states_of(path)
     if parts and states == tuple(file.state for file in parts.files):
-        _check_metadata(path, parts.metadata)
+        _check_parts(path, parts)
     else:
         _check(path, states)
 
@@ -52,14 +58,14 @@ def states_of(path: Path) -> States:
 def _check(path: Path, states: States) -> None:
     try:
         with GGUFParts(path) as parts:
-            metadata = parts.metadata
+            _check_parts(path, parts)
     except GGUFError as error:
         raise EngineError(str(error)) from error
-    _check_metadata(path, metadata)
 
 
-def _check_metadata(path: Path, metadata: Mapping[str, Value]) -> None:
-    if fault := next(faults_of(metadata), None):
+def _check_parts(path: Path, parts: GGUFParts) -> None:
+    faults = chain(faults_of(parts.metadata), matrices_without_products(parts.tensors))
+    if fault := next(faults, None):
         raise EngineError(f"{path}: damaged, or not for this llama.cpp: {fault}")
 
 
@@ -68,6 +74,13 @@ def _state(path: Path) -> tuple[int, ...] | None:
         return state_of(path)
     except OSError:  # whoever loads it says so
         return None
+
+
+def matrices_without_products(tensors: Iterable[TensorInfo]) -> Iterator[str]:
+    """Matrices in types that ggml's CPU has no product for: it would call what is not there."""
+    for tensor in tensors:
+        if tensor.rows > 1 and tensor.type.name in _NO_PRODUCTS and not _TABLE.search(tensor.name):
+            yield f"{tensor.name} is of the type {tensor.type.name}, which is not multiplied with"
 
 
 def faults_of(metadata: Mapping[str, Value]) -> Iterator[str]:
@@ -132,7 +145,7 @@ class _Numbers:
         if any(mine % each for mine, each in pairs if each > 0):
             yield f"{self._key('attention.head_count')} {heads} over {shared} of keys and values"
         for key in ("rope.dimension_count", "rope.dimension_count_swa"):
-            yield from self._ranged(key, 0, _MOST)
+            yield from self._ranged(key, 2 if self._prefix == _ENDLESS else 0, _MOST)
             if any(number % 2 for number in self._whole(key)):
                 yield f"{self._key(key)} is {self._data(key)}, wanted an even number"
 

@@ -216,10 +216,11 @@ class _Gemma:
         return _said(self._until((",", "}", "]")).strip())
 
     def _until(self, ends: tuple[str, ...], closed: bool = False) -> str:
-        found = min((at for e in ends if (at := self._text.find(e, self._at)) >= 0), default=-1)
-        if found < 0:
+        # One search for all: one for each end would go on to the last of the text, time and again.
+        end = re.compile("|".join(map(re.escape, ends))).search(self._text, self._at)
+        if end is None:
             raise ValueError("it ends too early")
-        text, self._at = self._text[self._at : found], found
+        text, self._at = self._text[self._at : end.start()], end.start()
         if closed:
             self._want(ends[0])
         return text

@@ -109,13 +109,24 @@ def json_values(random: Random, data: bytes) -> bytes:
         for _ in range(random.choice((1, 1, 1, 2, 4))):
             holder, key = random.choice(_places(box))
             random.choice(_CHANGES)(random, holder, key, box)
-            if len(text := json.dumps(box[0])) > _LONG:  # a thousand times itself, twice
+            if len(text := _written(box[0])) > _LONG:  # a thousand times itself, twice
                 break
-    except (ValueError, RecursionError):  # it holds itself by now
+    # It holds itself by now, or a number that is too large for a fraction.
+    except (ValueError, RecursionError, OverflowError):
         return flip(random, data)
     for name, raw in _RAW.items():
         text = text.replace(json.dumps(name), raw, max(1, _MOST // len(raw)))
     return _twice(random, text).encode("utf-8", "surrogatepass")
+
+
+def _written(document: Any) -> str:
+    """A document as JSON; of one that holds itself twice, twice and twice again the beginning."""
+    text, size = [], 0
+    for piece in json.JSONEncoder().iterencode(document):
+        text.append(piece)
+        if (size := size + len(piece)) > _MOST:
+            break
+    return "".join(text)
 
 
 JSON: tuple[Mutator, ...] = (*[json_values] * 8, *BYTES)
