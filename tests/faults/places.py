@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import signal
 import stat
 import subprocess
 from collections import Counter
@@ -11,6 +12,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from gemcut.lock import Lock
 from tests.faults.commands import NAMED, Command, Workshop, remove
 from tests.faults.kills import check_end
 from tests.faults.running import Ended, contents
@@ -138,21 +142,30 @@ def two_at_once(shop: Workshop) -> Counter[str]:
     counts = Counter[str]()
     for command in _writing(shop):
         wanted, usual = shop.whole(command)
-        place, others = shop.fresh(), []
-        first = shop.start(command, place)
-
-        def second(changes: int, command=command, place=place, others=others) -> bool:
-            if changes and not others:
-                others.append(shop.start(command, place, said=place.parent / "other").end())
-            return False
-
-        done = first.end(second)
-        check_end(command, place, done, wanted, usual)
-        if others and others[0].code:
-            refused(command.name, others[0], f"another process ({first.pid}) is writing")
-            counts["refused"] += 1
+        place = shop.fresh()
+        first = shop.start(command, place, _stop_once_locked)
+        stopped = os.WIFSTOPPED(os.waitpid(first.pid, os.WUNTRACED)[1])
+        assert stopped, f"{command.name} ended without a lock on what it writes"
+        second = shop.start(command, place, said=place.parent / "other").end()
+        refused(command.name, second, f"another process ({first.pid}) is writing")
+        os.kill(first.pid, signal.SIGCONT)
+        check_end(command, place, first.end(), wanted, usual)
+        counts["refused"] += 1
         remove(place.parent)
     return counts
+
+
+def _stop_once_locked() -> None:
+    """Have this process stop itself as soon as it alone may write its output."""
+    patched, lock = pytest.MonkeyPatch(), Lock.__init__
+
+    def stopping(self: Lock, path: Path, result: Path | None = None, wait: bool = False) -> None:
+        lock(self, path, result, wait)
+        if result is not None:  # a cache's has no other name
+            patched.undo()
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    patched.setattr(Lock, "__init__", stopping)
 
 
 def removed_folders(shop: Workshop) -> Counter[str]:

@@ -109,7 +109,10 @@ def json_values(random: Random, data: bytes) -> bytes:
         for _ in range(random.choice((1, 1, 1, 2, 4))):
             holder, key = random.choice(_places(box))
             random.choice(_CHANGES)(random, holder, key, box)
-            if len(text := _written(box[0])) > _LONG:  # a thousand times itself, twice
+            if (size := _size(box[0])) > 2 * _LONG:  # a thousand times itself, twice
+                return flip(random, data)
+            text = json.dumps(box[0])
+            if size > _LONG:
                 break
     # It holds itself by now, or a number that is too large for a fraction.
     except (ValueError, RecursionError, OverflowError):
@@ -119,14 +122,16 @@ def json_values(random: Random, data: bytes) -> bytes:
     return _twice(random, text).encode("utf-8", "surrogatepass")
 
 
-def _written(document: Any) -> str:
-    """A document as JSON; of one that holds itself twice, twice and twice again the beginning."""
-    text, size = [], 0
-    for piece in json.JSONEncoder().iterencode(document):
-        text.append(piece)
-        if (size := size + len(piece)) > _MOST:
-            break
-    return "".join(text)
+def _size(document: Any) -> int:
+    """Characters of it as JSON about, counted no further than what is too long: a list may hold
+    itself, or another twice that holds another twice."""
+    left, size = [document], 0
+    while left and size <= 2 * _LONG:
+        value = left.pop()
+        if isinstance(value, dict | list):
+            left += value.values() if isinstance(value, dict) else value
+        size += len(value) + 2 if isinstance(value, dict | list | str) else 2
+    return size
 
 
 JSON: tuple[Mutator, ...] = (*[json_values] * 8, *BYTES)
