@@ -62,6 +62,7 @@ def changed(q4_k_m, tmp_path):
         ({"block_count": 0}, "block_count is 0, wanted 1 to 512"),
         ({"block_count": 513}, "block_count is 513, wanted 1 to 512"),
         ({"context_length": 0xFFFFFFFF}, "context_length is 4294967295"),
+        ({"attention__sliding_window": 1 << 31}, "attention.sliding_window is 2147483648"),
         ({"embedding_length": 0}, "embedding_length is 0"),
         ({"embedding_length": 0xFFFFFFFF}, "embedding_length is 4294967295"),
         ({"expert_count": 1025}, "expert_count is 1025, wanted 0 to 1024"),

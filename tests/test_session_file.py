@@ -154,6 +154,18 @@ def test_llama_cpps_own_file_is_refused(context, tokens, tmp_path):
         refused(path, "not a whole file|was changed", context)
 
 
+@pytest.mark.parametrize("by", [1, -1, 7])
+def test_the_length_of_its_facts_is_sealed_too(context, tokens, by, tmp_path):
+    """Else they would be read from where somebody likes."""
+    path = tmp_path / "cache"
+    fill(context, tokens)
+    context.save(path, 0, tokens)
+    data = path.read_bytes()
+    length, magic = _END.unpack(data[-_END.size :])
+    path.write_bytes(data[: -_END.size] + _END.pack(length + by, magic))
+    refused(path, "was changed", context)
+
+
 @pytest.mark.parametrize(
     ("changes", "what"),
     [

@@ -19,6 +19,7 @@ from gemcut.gguf_parts import GGUFParts, part_paths
 
 _MOST_BLOCKS, _MOST_EXPERTS = 512, 1024  # LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS
 _MOST = (1 << 31) - 1  # numbers are u32, and multiplied as int
+_MOST_WINDOW = 1 << 24  # tokens; room for twice as many numbers is taken with every step
 _SCALINGS = ("none", "linear", "yarn", "longrope")
 _SHARING, _LEAST_OWN = "gemma4", 2  # blocks with a cache of their own, where others share it
 _ENDLESS = "gemma4"  # which never ends to turn vectors of no numbers; others may have none to turn
@@ -111,6 +112,7 @@ class _Numbers:
         yield from self._ranged("block_count", 1, _MOST_BLOCKS)
         yield from self._ranged("nextn_predict_layers", 0, blocks)
         yield from self._ranged("context_length", 0, _MOST)
+        yield from self._ranged("attention.sliding_window", 0, _MOST_WINDOW)
         yield from self._ranged("embedding_length", 1, _MOST)
         yield from self._experts()
         yield from self._heads()

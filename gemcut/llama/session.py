@@ -3,7 +3,8 @@
 llama.cpp believes such a file: its positions and token numbers are used as they are, and it says
 nothing of the model's weights. So a file is sealed with a secret of this user's, and no byte of one
 that was not is shown to llama.cpp. Layout, after llama.cpp's bytes: the facts (JSON), the seal
-(BLAKE2b, 32 bytes, of all before it), the length of the facts (u32, little endian), the magic.
+(BLAKE2b, 32 bytes, of all before and after it), the length of the facts (u32, little endian), the
+magic.
 """
 
 import hashlib
@@ -43,8 +44,8 @@ def write(sequences: "Sequences", path: Path, seq: int, tokens: Sequence[int]) -
             facts = json.dumps(_facts(sequences)).encode()
             file.seek(0, os.SEEK_END)
             file.write(facts)
-            seal = _seal(file, file.tell(), secret)
-            file.write(seal + _END.pack(len(facts), _MAGIC))
+            end = _END.pack(len(facts), _MAGIC)
+            file.write(_seal(file, file.tell(), end, secret) + end)
         partial.replace(path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
@@ -91,7 +92,7 @@ def _checked(file: IO[bytes], path: Path) -> dict[str, Any]:
         raise EngineError(f"{path}: not a whole file of a cache as gemcut saves it")
     file.seek(sealed)
     seal, secret = file.read(_SEAL), _secret()
-    if not secret or not secrets.compare_digest(seal, _seal(file, sealed, secret)):
+    if not secret or not secrets.compare_digest(seal, _seal(file, sealed, end, secret)):
         raise EngineError(
             f"{path}: was changed, or not saved by this user on this machine: read the text anew"
         )
@@ -100,13 +101,14 @@ def _checked(file: IO[bytes], path: Path) -> dict[str, Any]:
     return facts
 
 
-def _seal(file: IO[bytes], size: int, secret: bytes) -> bytes:
-    """The seal of the first `size` bytes; leaves the file at their end."""
+def _seal(file: IO[bytes], size: int, end: bytes, secret: bytes) -> bytes:
+    """The seal of the first `size` bytes and of the last; leaves the file where it belongs."""
     digest = hashlib.blake2b(key=secret, digest_size=_SEAL)
     file.seek(0)
     while size > 0 and (piece := file.read(min(size, _PIECE))):
         digest.update(piece)
         size -= len(piece)
+    digest.update(end)
     return digest.digest()
 
 
