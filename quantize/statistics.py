@@ -278,3 +278,7 @@ def _check(where: str, entry: Entry) -> None:
     for array in (entry.sums, entry.counts, *([] if entry.gates is None else [entry.gates])):
         if not (np.isfinite(array).all() and (array >= 0).all()):
             raise GGUFError(f"{where}: an importance is negative or not finite; collect it again")
+    reached = entry.counts > 0
+    largest = np.float64(np.finfo(np.float32).max) * entry.counts[reached, None]
+    if (entry.sums[reached] > largest).any():
+        raise GGUFError(f"{where}: an importance is beyond any float32; collect it again")

@@ -2,7 +2,7 @@
 
 import struct
 import tracemalloc
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import pytest
@@ -157,6 +157,16 @@ def test_impossible_numbers_are_refused(field, value, tmp_path):
 
     with pytest.raises(GGUFError, match=f"{EXPERTS}.*negative or not finite"):
         read_statistics(tmp_path / "i.gguf")
+
+
+def test_means_beyond_any_float_are_refused(tmp_path):
+    """Of finite sums and finite counts, which are below one in files of others alone."""
+    for count, refused in ((1.0, False), (0.0, False), (0.25, True)):
+        given_entry = entry(4)
+        given_entry.sums[1], given_entry.counts[1] = np.finfo(np.float32).max, count
+        write_statistics(tmp_path / "i.gguf", Statistics({EXPERTS: given_entry}))
+        with pytest.raises(GGUFError, match="beyond any float32") if refused else nullcontext():
+            read_statistics(tmp_path / "i.gguf")
 
 
 def test_what_is_no_imatrix_is_refused(bf16, statistics, tmp_path):
