@@ -25,6 +25,7 @@ CALL_MARKS: Mapping[str, str | None] = {
 _ID_LETTERS = string.ascii_letters + string.digits
 _MOST_DEPTH = 50
 _QUOTE = '<|"|>'
+_KEY_END, _VALUE_END, _TEXT_END = map(re.compile, (":", r"[,}\]]", re.escape(_QUOTE)))
 _TAGGED = re.compile(r"\s*<function=([^>\n]+)>(.*?)(?:</function>\s*)?\Z", re.DOTALL)
 _KEYED = re.compile(r"([\w.-]+)\s*(<arg_key>.*</arg_value>)?", re.DOTALL)
 _NAMED = re.compile(r"\s*([\w.-]+)(?:\[CALL_ID\]\w*)?(?:\[ARGS\])?\s*(?=\{)")
@@ -153,7 +154,7 @@ def _pieces(text: str, begin: str, end: str) -> Iterator[str]:
 def _said(text: str) -> Any:
     """An argument without quotes: what is JSON is meant as JSON, the rest as text."""
     try:
-        return json.loads(text)
+        return json.loads(text) if text else text
     except ValueError:
         return text
 
@@ -195,11 +196,11 @@ class _Gemma:
         if depth > _MOST_DEPTH:
             raise ValueError("nested too deeply")
         if self._take(_QUOTE):
-            return self._until((_QUOTE,), closed=True)
+            return self._quoted()
         if self._take("{"):
             found: dict[str, Any] = {}
             while not self._take("}"):
-                key = self._until((_QUOTE,), True) if self._take(_QUOTE) else self._until((":",))
+                key = self._quoted() if self._take(_QUOTE) else self._until(_KEY_END)
                 self._want(":")
                 found[key.strip()] = self.value(depth + 1)
                 self._take(",")
@@ -213,16 +214,19 @@ class _Gemma:
                 if self._at == before:  # at a "}", which no value holds
                     raise ValueError("wanted ]")
             return items
-        return _said(self._until((",", "}", "]")).strip())
+        return _said(self._until(_VALUE_END).strip())
 
-    def _until(self, ends: tuple[str, ...], closed: bool = False) -> str:
+    def _until(self, ends: re.Pattern[str]) -> str:
         # One search for all: one for each end would go on to the last of the text, time and again.
-        end = re.compile("|".join(map(re.escape, ends))).search(self._text, self._at)
+        end = ends.search(self._text, self._at)
         if end is None:
             raise ValueError("it ends too early")
         text, self._at = self._text[self._at : end.start()], end.start()
-        if closed:
-            self._want(ends[0])
+        return text
+
+    def _quoted(self) -> str:
+        text = self._until(_TEXT_END)
+        self._want(_QUOTE)
         return text
 
     def _take(self, wanted: str) -> bool:

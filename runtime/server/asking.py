@@ -133,7 +133,8 @@ def text_tokens(model: Model, given: str | Sequence[int], name: str) -> list[int
 def text_of(model: Model, tokens: Sequence[int], name: str) -> str:
     """The text of tokens. Raises Failure (400)."""
     check_tokens(model, tokens, name)
-    return b"".join(model.piece(token) for token in tokens).decode(errors="replace")
+    pieces = {token: model.piece(token) for token in set(tokens)}  # there may be millions of tokens
+    return b"".join(map(pieces.__getitem__, tokens)).decode(errors="replace")
 
 
 def check_tokens(model: Model, tokens: Iterable[int], name: str) -> None:
