@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: the demo's checkpoint, and files made from it once."""
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,12 @@ pytest_plugins = ["tests.family_checks", "tests.hub"]
 
 USERS = cache_folder()  # before tests have one of their own
 
+# What somebody's shell or CI may say of colours, widths and terminals, which tests set themselves.
+STYLES = (
+    *("FORCE_COLOR", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"),
+    *("TTY_INTERACTIVE", "COLUMNS", "LINES"),
+)
+
 Cut = Callable[[str], Path]
 
 
@@ -25,8 +32,11 @@ Cut = Callable[[str], Path]
 def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What is measured and remembered here stays out of the user's folders.
 
-    And where llama.cpp ends a process, it asks no debugger for the reason.
+    Where llama.cpp ends a process, it asks no debugger for the reason. And an interrupt is one, also
+    of what a shell started in the background, where it is ignored.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     own = {
         "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
         "XDG_STATE_HOME": str(tmp_path_factory.mktemp("state")),
@@ -35,6 +45,8 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in own.items():
             patch.setenv(name, value)
+        for name in STYLES:
+            patch.delenv(name, raising=False)
         yield
 
 
