@@ -32,8 +32,8 @@ Cut = Callable[[str], Path]
 def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What is measured and remembered here stays out of the user's folders.
 
-    Where llama.cpp ends a process, it asks no debugger for the reason. And an interrupt is one, also
-    of what a shell started in the background, where it is ignored.
+    Where llama.cpp ends a process, it asks no debugger for the reason. And an interrupt is one,
+    which a shell has what it starts in the background ignore.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
