@@ -160,10 +160,22 @@ def _is_at(path: Path, fd: int) -> bool:
 def _holder(path: Path) -> str:
     """Which process holds the lock, as far as Linux tells: " (4711)"."""
     with suppress(OSError, ValueError):
-        found = path.stat()
-        device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
+        with path.open("rb") as file:
+            wanted = f"{_device(file.fileno())}:{os.fstat(file.fileno()).st_ino}"
         for line in Path("/proc/locks").read_text().splitlines():
-            _, kind, _, _, process, file, *_ = line.split()
-            if (kind, file) == ("FLOCK", f"{device}:{found.st_ino}"):
+            _, kind, _, _, process, place, *_ = line.split()
+            if (kind, place) == ("FLOCK", wanted):
                 return f" ({process})"
     return ""
+
+
+def _device(fd: int) -> str:
+    """The file system's device as /proc/locks has it; `st_dev` is a subvolume's on Btrfs."""
+    info = Path(f"/proc/self/fdinfo/{fd}").read_text().split()
+    mount = info[info.index("mnt_id:") + 1]
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        number, _, device, *_ = line.split()
+        if number == mount:
+            major, minor = map(int, device.split(":"))
+            return f"{major:02x}:{minor:02x}"
+    raise ValueError(mount)
