@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gemcut import api
-from gemcut.api import Target
+from gemcut.api import Target, cutting
 from gemcut.quantize import writer
 
 TILE, RELEASE = 1 << 15, 1 << 18
@@ -13,7 +13,11 @@ TARGET = Target("Q8_0")
 
 
 def small_steps(monkeypatch):
-    """Some 250 tiles and 30 records for the demo's checkpoint."""
+    """Some 250 tiles and 30 records for the demo's checkpoint, in two threads.
+
+    What many threads have begun is finished when the work is stopped, and counts.
+    """
+    monkeypatch.setattr(cutting, "default_threads", lambda: 2)
     monkeypatch.setattr(writer, "TILE", TILE)
     monkeypatch.setattr(writer, "RELEASE", RELEASE)
 
