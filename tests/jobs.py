@@ -90,7 +90,7 @@ def measured_noise(model, text):
             readings.append(np.concatenate(parts))
             context.forget()
     found = max(np.abs(reading - readings[0]).max() for reading in readings)
-    assert 0 < found < 0.1
+    assert 0 < found < 0.5  # 0.01, and 0.2 with AVX2, where two experts are too close to tell
     return 4 * found  # twice for two logits, and twice for what was not met here
 
 
