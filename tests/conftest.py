@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: the demo's checkpoint, and files made from it once."""
 
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -19,10 +20,11 @@ pytest_plugins = ["tests.family_checks", "tests.hub"]
 
 USERS = cache_folder()  # before tests have one of their own
 
-# What somebody's shell or CI may say of colours, widths and terminals, which tests set themselves.
-STYLES = (
-    *("FORCE_COLOR", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"),
-    *("TTY_INTERACTIVE", "COLUMNS", "LINES"),
+# What a shell or CI may say of colours, widths, proxies and keys, which tests say themselves.
+FOREIGN = frozenset(
+    "FORCE_COLOR NO_COLOR CLICOLOR CLICOLOR_FORCE TTY_COMPATIBLE TTY_INTERACTIVE COLUMNS LINES "
+    "HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY HF_HUB_OFFLINE HF_TOKEN HF_ENDPOINT "
+    "GEMCUT_API_KEY".split()
 )
 
 Cut = Callable[[str], Path]
@@ -45,8 +47,8 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in own.items():
             patch.setenv(name, value)
-        for name in STYLES:
-            patch.delenv(name, raising=False)
+        for name in [name for name in os.environ if name.upper() in FOREIGN]:
+            patch.delenv(name)
         yield
 
 
