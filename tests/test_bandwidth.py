@@ -2,6 +2,7 @@
 
 import json
 import resource
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from gemcut import ggml, llama
 from gemcut.engine import Device
 from gemcut.errors import EngineError, PlanError
+from gemcut.llama import backend
 from gemcut.llama.attention import Attention
 from gemcut.llama.backend import Backend, Buffer, _valid_bytes
 from gemcut.llama.matmul import Products, Sums
@@ -286,3 +288,19 @@ def test_a_device_of_another_machine_is_measured(tmp_path):
     assert profile["sync"] > 0
     assert endpoint not in json.dumps(profile)
     assert str(tmp_path) not in json.dumps(profile)
+
+
+@pytest.mark.parametrize(("tick", "clock"), [(1e-7, "process_time"), (1e6, "perf_counter")])
+def test_a_clock_that_counts_in_long_steps_is_not_asked(tick, clock, monkeypatch):
+    """A step of the model's would have taken no time at all."""
+    clocks = {"process_time": lambda: time.process_time() // tick * tick}
+    clocks["perf_counter"] = time.perf_counter
+    monkeypatch.setattr(backend, "process_time", clocks["process_time"])
+    backend._tells_a_step.cache_clear()
+    try:
+        with backend.Backend(threads=1) as cpu:
+            assert cpu.clock is clocks[clock]
+        with backend.Backend(threads=2) as cpu:
+            assert cpu.clock is time.perf_counter
+    finally:
+        backend._tells_a_step.cache_clear()

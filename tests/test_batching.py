@@ -126,8 +126,9 @@ def test_a_full_cache_makes_the_last_job_wait_again(model, empty, text, noise):
     jobs = [Job(tuple(text[i : i + 60]), GREEDY, 70) for i in range(4)]
     with Context(model, small) as context, Scheduler(context) as scheduler:
         listeners = [Listener() for _ in jobs]
-        for job, listener in zip(jobs, listeners, strict=True):
-            scheduler.submit(job, listener)
+        with scheduler._changed:  # all are there before the first batch
+            for job, listener in zip(jobs, listeners, strict=True):
+                scheduler.submit(job, listener)
         for job, listener in zip(jobs, listeners, strict=True):
             assert "length" == listener.wait().finish
             assert 70 == len(listener.tokens)

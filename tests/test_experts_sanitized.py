@@ -1,5 +1,6 @@
 """The library for types per expert under the compiler's own watch: memory, arithmetic, threads."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from tests.child import child_environment
 
 HARNESS = Path(__file__).with_name("experts_harness.cpp")
 FLAGS = ["-std=c++17", "-O0", "-g1", "-fno-sanitize-recover=undefined"]
+# What a sanitizer says where the kernel lays memory out as it does not expect.
+BEATEN = "unexpected memory mapping|DEADLYSIGNAL|LeakSanitizer has encountered a fatal error"
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or not build.compiler(), reason="links as compilers on Linux do"
@@ -45,5 +48,7 @@ def test_nothing_is_found(sanitizer, threads, tmp_path):
         text=True,
         timeout=300,
     )
+    if done.returncode and re.search(BEATEN, done.stderr):
+        pytest.skip("the sanitizer does not work under this kernel")
     assert 0 == done.returncode, done.stderr
     assert "a token's choice is no expert" in done.stderr and "Sanitizer" not in done.stderr

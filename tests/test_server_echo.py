@@ -254,8 +254,9 @@ def test_an_echo_that_has_to_wait_again_is_told_once_and_whole(model, tokens, li
     with Context(model, options) as context, Scheduler(context) as scheduler:
         first, second = Hearing(), Hearing()
         never = Sampling(temperature=0, logit_bias=((model.eos, -100.0),))
-        scheduler.submit(Job(tuple(tokens), never, 180), first)
-        scheduler.submit(Job(tuple(long), GREEDY, 2, logprobs=1, echo=True), second)
+        with scheduler._changed:  # both are there before the first batch
+            scheduler.submit(Job(tuple(tokens), never, 180), first)
+            scheduler.submit(Job(tuple(long), GREEDY, 2, logprobs=1, echo=True), second)
         assert {first.wait().finish, second.wait().finish} == {"length"}
 
         assert scheduler.stats().preempted > 0

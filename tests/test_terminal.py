@@ -8,7 +8,8 @@ import pytest
 
 from tests.terminals import Terminal
 
-ENDLESS = 'root ::= "go " [a-z]{2000}'  # more than any context here has room for
+# More than a context has room for, and than a terminal takes before somebody reads it: 4 KiB.
+ENDLESS = 'root ::= "go " many{15}\nmany ::= [a-z]{2000}'
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_ctrl_c_stops_an_answer_and_nothing_else(chat, tmp_path):
     """What was said stays, the session goes on; at the prompt it clears the line, then explains."""
     grammar, kept = tmp_path / "endless.gbnf", tmp_path / "kept.json"
     grammar.write_text(ENDLESS)
-    with chat("--grammar", grammar, "-n", 2000) as terminal:
+    with chat("--grammar", grammar, "-n", 20000, "-c", 8192, size=(200, 100)) as terminal:
         terminal.ready()
         terminal.type("go\r")
         terminal.wait("\ngo ")

@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import cache
 from time import perf_counter, process_time
 
 import numpy as np
@@ -19,6 +20,15 @@ _I8 = 24  # enum ggml_type
 _CHUNK = 1 << 20  # random bytes that fill a buffer, again and again
 _SET_THREADS = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)
 _EXTRA_TYPES = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)
+
+
+@cache
+def _tells_a_step() -> bool:
+    """Whether seconds of the processor grow by less than 2 ms: Windows counts them by 16."""
+    began, until = process_time(), perf_counter() + 2e-3
+    while not (grown := process_time() - began) and perf_counter() < until:
+        pass
+    return 0 < grown < 2e-3
 
 
 class Backend(Owner):
@@ -45,7 +55,7 @@ class Backend(Owner):
         if address := self._extension("ggml_backend_set_n_threads"):
             _SET_THREADS(address)(self.handle, threads)
             # One thread's own seconds, in which no other program has a share.
-            self.clock = process_time if threads == 1 else perf_counter
+            self.clock = process_time if threads == 1 and _tells_a_step() else perf_counter
 
     def layouts(self) -> list[int]:
         """Kinds of memory for weights in the order that llama.cpp tries them, the plain one last.

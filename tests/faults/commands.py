@@ -93,7 +93,7 @@ class Workshop:
         self.inputs["text"].write_text(TEXT)
         for name, source in (("q8_0", "model"), ("q4_0", "model"), ("tiny_q8_0", "tiny")):
             self.inputs[name] = self.folder / "inputs" / f"{name}.gguf"
-            line = f"quantize {{{source}}} -o {self.inputs[name]} --type {name[-4:].upper()}"
+            line = f"quantize {{{source}}} -o {{{name}}} --type {name[-4:].upper()}"
             done = self.run(Command(name, line), self.fresh())
             assert done.code == 0, done.err
 
