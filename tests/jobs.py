@@ -89,8 +89,10 @@ def measured_noise(model, text):
                 parts.append(context.run(spans).copy())
             readings.append(np.concatenate(parts))
             context.forget()
-    found = max(np.abs(reading - readings[0]).max() for reading in readings)
-    assert 0 < found < 0.5  # 0.01, and 0.2 with AVX2, where two experts are too close to tell
+    apart = np.max([np.abs(reading - readings[0]).max(axis=1) for reading in readings], axis=0)
+    found = apart.max()
+    # Where two experts are too close to tell, it is more: 0.2 at one place with AVX2, else 0.01.
+    assert 0 < found < 0.5 and np.quantile(apart, 0.95) < 0.1
     return 4 * found  # twice for two logits, and twice for what was not met here
 
 

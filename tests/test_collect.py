@@ -358,7 +358,9 @@ def test_texts_for_two_uses_have_nothing_in_common(one, other):
     words = [f"w{number:06}" for number in range(20_000)]
     own = [set(re.findall(r"w\d{6}", dealt(" ".join(words), use))) for use in (one, other)]
 
-    assert len(lines[0] & lines[1]) <= 0.02 * len(lines[1])  # a few that modules have in common
+    # A few that modules have in common; the text is Python's own, and 3.13's have more.
+    share = 0.005 if sys.version_info < (3, 12) else 0.02
+    assert len(lines[0] & lines[1]) <= share * len(lines[1])
     assert own[0].isdisjoint(own[1])
     assert min(map(len, own)) > 1500
 

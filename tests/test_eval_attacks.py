@@ -104,7 +104,9 @@ def test_links_that_lead_round_are_refused(q4_k_m, tmp_path):
     loop = tmp_path / "loop.gguf"
     loop.symlink_to(loop)
 
-    assert "loop.gguf: cannot be" in refused(run("eval", q4_k_m, loop))
+    said = refused(run("eval", q4_k_m, loop))
+    # Since Python 3.13 a path that leads round is resolved, and not read.
+    assert "loop.gguf: cannot be found" in said or "loop.gguf: cannot be read" in said
 
 
 def test_names_of_all_kinds_are_shown(kept):

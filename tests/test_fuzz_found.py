@@ -132,6 +132,7 @@ def test_a_name_that_no_network_can_have_is_refused():
         "f" + "\n" * 10 * MANY + "!",
         "call:f{" + "a:1," * MANY,
         "call:f{a:[" + "1," * 20 * MANY + "]}",
+        "call:f{a:[" + "," * 20 * MANY + "]}",
     ],
 )
 def test_what_begins_as_a_call_is_read_in_one_go(text):

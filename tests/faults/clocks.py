@@ -11,10 +11,8 @@ from tests.faults.running import contents
 from tests.faults.sources import SOURCES, copied
 
 PAST = 0.0  # what a machine without a clock's battery says
-NOTHING = (
-    ".lock",
-    ".unfinished.partial",
-)  # left by a kill before, or while, a state was first kept
+# Left by a kill before a state was first kept, or while it was.
+NOTHING = (".lock", ".unfinished.partial")
 FUTURE = datetime(2035, 1, 1, tzinfo=UTC).timestamp()
 
 
