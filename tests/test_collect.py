@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections import Counter
 from itertools import combinations
 
