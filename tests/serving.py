@@ -20,6 +20,9 @@ from gemcut.runtime.server.app import make_app
 from gemcut.runtime.server.service import Service, conversation_limit
 from gemcut.runtime.server.serving import Listener, bind, url
 
+CHAT = "/v1/chat/completions"
+ASKED = [{"role": "user", "content": "hello"}]
+
 
 class Serving(Closing):
     """A service that listens on a free port."""
@@ -116,6 +119,12 @@ def parroting(model, text="", finish="stop", error=None, access=None, timeout=60
     service = Service("parrot", model, 512, parrot, timeout=timeout)
     with Serving(service, access, grace) as server:
         yield server
+
+
+def post(server, body, path=CHAT, **headers):
+    """The answer to a request; a body that is no bytes is sent as JSON."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return server.web.post(path, content=content, headers=headers)
 
 
 @contextmanager

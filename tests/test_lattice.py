@@ -12,7 +12,7 @@ from gemcut import api, ggml
 from gemcut.api import Target
 from gemcut.errors import EngineError
 from gemcut.gguf_file import GGUFFile
-from gemcut.lattice import encode_q4_0, on_q4_0_lattice
+from gemcut.lattice import CLAIMED, encode_q4_0, on_q4_0_lattice
 from gemcut.quantize.local_error import local_errors
 from gemcut.quantize.measure import Request
 from gemcut.quantize.subject import Sampling
@@ -27,6 +27,12 @@ def bf16(rows: np.ndarray) -> np.ndarray:
     """Rounded to BF16, to the nearest."""
     bits = np.ascontiguousarray(rows, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).view(np.float32)
+
+
+def round_trip(kind, rows):
+    """Values after ggml's encoding and decoding."""
+    named = ggml.type_named(kind)
+    return ggml.dequantize(named, ggml.quantize(named, rows), rows.shape[1])
 
 
 def trained(rows: np.ndarray, top: int = 7) -> np.ndarray:
@@ -56,7 +62,7 @@ def test_the_lattice_is_kept(seed, top, scale):
 def test_what_ggml_finds_is_found(seed):
     """Where the extremum is at -8, the same k; random weights lose no more than ggml's."""
     rows = np.random.default_rng(seed).standard_normal((8, 96), np.float32)
-    back = ggml.dequantize(Q4_0, ggml.quantize(Q4_0, rows), 96)
+    back = round_trip("q4_0", rows)
 
     theirs, ours = ggml.quantize(Q4_0, back), encode_q4_0(back)
 
@@ -78,6 +84,66 @@ def test_zeros_and_damage():
     for value, words in ((np.nan, "NaN"), (np.inf, "infinite"), (1e9, "too large")):
         with pytest.raises(EngineError, match=words):
             encode_q4_0(np.full((1, 32), value, np.float32))
+
+
+@given(seed=st.integers(0, 2**32 - 1), scale=st.floats(1e-6, 1e3))
+def test_random_weights_are_on_no_lattice(seed, scale):
+    """The chance is below 1e-37 a group, so one is not met."""
+    random = np.random.default_rng(seed)
+    rows = [random.standard_normal((64, 64)), random.uniform(-1, 1, (64, 64))]
+
+    for values in rows:
+        assert on_q4_0_lattice(bf16(scale * values)) == 0
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_what_q4_0_made_is_on_its_lattice(seed):
+    """As ggml decodes it, and stored as BF16 or F16."""
+    rows = np.random.default_rng(seed).standard_normal((16, 96), np.float32) / 50
+    back = round_trip("q4_0", rows)
+
+    for stored in (back, bf16(back), back.astype(np.float16).astype(np.float32)):
+        assert on_q4_0_lattice(stored) == 1
+
+
+@pytest.mark.parametrize("kind", "q4_1 q5_0 iq4_nl mxfp4 q4_k q6_k q8_0 q2_k q3_k".split())
+def test_other_lattices_are_not_claimed(kind):
+    rows = np.random.default_rng(0).standard_normal((64, 256), np.float32) / 50
+
+    assert on_q4_0_lattice(bf16(round_trip(kind, rows))) < CLAIMED / 5
+
+
+def test_zeros_odd_rows_and_damaged_groups_prove_nothing():
+    rows = round_trip("q4_0", np.random.default_rng(0).standard_normal((4, 64), np.float32))
+
+    assert on_q4_0_lattice(np.zeros((4, 64), np.float32)) == 0
+    assert on_q4_0_lattice(rows[:, :48]) == 0
+    assert on_q4_0_lattice(np.concatenate([rows, np.zeros((4, 64), np.float32)])) == 1
+    assert on_q4_0_lattice(np.full((1, 32), np.nan, np.float32)) == 0
+
+
+def test_a_checkpoint_on_the_lattice_is_told_from_others(checkpoint, tmp_path, monkeypatch):
+    """By role, from a few rows."""
+    plain = checkpoints.tensors
+    shipped = checkpoints.build(tmp_path / "plain", checkpoint)
+
+    def on_lattice(recipe):
+        return {
+            name: bf16(round_trip("q4_0", array.reshape(-1, array.shape[-1]))).reshape(array.shape)
+            if "experts" in name and array.shape[-1] % 32 == 0 and array.ndim > 1
+            else array
+            for name, array in plain(recipe).items()
+        }
+
+    monkeypatch.setattr(checkpoints, "tensors", on_lattice)
+    trained = api.inspect_source(checkpoints.build(tmp_path / "qat", checkpoint))
+
+    assert {role for role, share in trained.lattice.items() if share} == {
+        "experts_gate_up",
+        "experts_down",
+    }
+    assert trained.lattice["experts_down"] == 1
+    assert not any(api.inspect_source(shipped).lattice.values())
 
 
 @pytest.fixture(scope="module")

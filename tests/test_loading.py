@@ -17,8 +17,6 @@ from gemcut.errors import BudgetError, EngineError, GGUFError, OutOfMemory
 from gemcut.gguf_file import GGUFFile
 from gemcut.gguf_parts import GGUFParts
 from gemcut.llama import Context, Model, backends, loadable
-from gemcut.llama.library import log
-from gemcut.llama.refusal import refusal
 from gemcut.profile import Processor, Profile
 from gemcut.runtime.loading import loading
 from gemcut.runtime.loading.ladder import Ladder, changes
@@ -367,58 +365,3 @@ def test_a_ladder_takes_what_the_device_says_is_free(q4_k_m):
 
     assert asked[-1]["gpu0"] == 88 * MIB
     assert "more on the host" in changes(first, second)
-
-
-# --- what llama.cpp's log says ---
-
-
-@pytest.mark.parametrize(
-    ("lines", "device", "wanted"),
-    [
-        (["ggml_aligned_malloc: insufficient memory (attempted to allocate  5.00 MB)"], None, 0),
-        (
-            ["x: failed to allocate buffer of size 512", "y: unable to allocate CPU buffer"],
-            "CPU",
-            512,
-        ),
-        (
-            [
-                "x: allocating 20.00 MiB on device 1: cudaMalloc failed: out of memory",
-                "alloc_tensor_range: failed to allocate CUDA1 buffer of size 20971520",
-                "error loading model: unable to allocate CUDA1 buffer",
-            ],
-            "CUDA1",
-            20971520,
-        ),
-        (["failed to initialize the context: failed to allocate compute pp buffers"], None, 0),
-        (["failed to initialize the context: failed to allocate buffer for kv cache"], None, 0),
-        (
-            ["error loading model: unable to allocate RPC0[127.0.0.1:1] buffer"],
-            "RPC0[127.0.0.1:1]",
-            0,
-        ),
-        (
-            ["ggml_vulkan: Device memory allocation of size 1 failed.", "ErrorOutOfDeviceMemory"],
-            None,
-            0,
-        ),
-        (["error loading model: mmap failed: Cannot allocate memory"], None, 0),
-        (["error loading model: std::bad_alloc"], None, 0),
-    ],
-)
-def test_a_shortage_is_read_from_the_log(lines, device, wanted):
-    """In the words of any backend."""
-    mark = log.count
-    for line in lines:
-        log.take(4, f"{line}\n".encode(), None)
-    error = refusal("it cannot", mark)
-
-    assert isinstance(error, OutOfMemory)
-    assert (device, wanted) == (error.device, error.wanted)
-    assert str(error).startswith("it cannot: no memory for ")
-
-
-def test_other_refusals_are_no_shortage():
-    mark = log.count
-    log.take(4, b"error loading model: unknown model architecture: 'x'\n", None)
-    assert not isinstance(refusal("it cannot", mark), OutOfMemory)

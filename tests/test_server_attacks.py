@@ -12,10 +12,8 @@ from gemcut.runtime.server import serving
 from gemcut.runtime.server.failures import Failure
 from gemcut.runtime.server.schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 from gemcut.runtime.server.service import Service
-from tests.serving import Parrot, Serving, Working, connected, parroting, wait
+from tests.serving import ASKED, CHAT, Parrot, Serving, Working, connected, parroting, wait
 
-CHAT = "/v1/chat/completions"
-ASKED = [{"role": "user", "content": "hello"}]
 CALLS = [{"function": {"name": "f"}}] * 100
 PATIENCE = 60  # seconds, for machines that are busy
 
